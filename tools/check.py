@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+"""The house rules that a machine can see (STYLE: clean notebooks, modules in step, floor rule, budgets, README, configs, wheel).
+
+`python tools/check.py [NAME...]` runs all checks, or those named; exit code 1 if one fails. Budgets only warn."""
+import ast, json, os, re, shutil, subprocess, sys, tempfile
+from functools import cache
+from pathlib import Path
+
+LIB,NBS = Path('lumi_lab'),Path('nbs')
+def run(*args, **kwargs): return subprocess.run([*map(str, args)], capture_output=True, text=True, **kwargs)
+def rooms(): return sorted(p for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+def code_cells(path): return [''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type']=='code']
+def exported(path): return [s for s in code_cells(path) if re.match(r'(#\|.*\n)*#\|\s*exports?\b', s)]
+def own_module(path): return next((m[1] for s in code_cells(path) if (m:=re.search(r'^#\|\s*default_exp\s+(\S+)', s, re.M))), None)
+
+@cache
+def copy():
+    "A copy of the tree, to compare with after a tool has gone over it"
+    d = Path(tempfile.mkdtemp())/'tree'
+    shutil.copytree('.', d, ignore=shutil.ignore_patterns('.venv', '.git', 'data', 'checkpoints', '_proc', '_preview', '__pycache__', '*.egg-info'))
+    return d
+
+def changed(folder, pattern):
+    "Files under `folder` that differ from the copy's"
+    d = copy()
+    names = {p.relative_to(r) for r in (Path('.'), d) for p in (r/folder).rglob(pattern) if '.ipynb_checkpoints' not in p.parts}
+    return sorted(str(n) for n in names if not (d/n).exists() or not Path(n).exists() or (d/n).read_bytes()!=Path(n).read_bytes())
+
+def clean():
+    "Notebooks are as nbdev_clean leaves them"
+    r = run('nbdev_clean', cwd=copy())
+    return [f'not clean: {n} (run nbdev_clean)' for n in changed('nbs', '*.ipynb')] + ([r.stderr] if r.returncode else [])
+
+def in_step():
+    "Modules are what the notebooks export, and none is stale"
+    r = run('nbdev_export', cwd=copy())
+    made = {own_module(p) for p in rooms()}
+    stale = [f'no notebook exports {p}' for p in LIB.glob('*.py') if p.stem not in made and not p.stem.startswith('_')]
+    return [f'out of step: {n} (run nbdev_export)' for n in changed('lumi_lab', '*.py')] + stale + ([r.stderr] if r.returncode else [])
+
+def floors():
+    "An exported cell imports only from lower-numbered notebooks; stages never import stages"
+    number = {m:p.name for p in rooms() if (m:=own_module(p)) and p.name[0].isdigit()}
+    stages = {m for m,n in number.items() if f'lumi_{m}' in Path('settings.ini').read_text() and m!='pipeline'}
+    bad = []
+    for p in rooms():
+        if not (mod:=own_module(p)): continue
+        for s in exported(p):
+            for node in ast.walk(ast.parse(re.sub(r'^[%!].*$', '', s, flags=re.M))):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ''] if isinstance(node, ast.ImportFrom) else []
+                for used in {n.split('.')[1] for n in names if n.startswith('lumi_lab.')} & number.keys():
+                    if number[used]>=p.name: bad.append(f'{p.name} imports {number[used]}')
+                    if used in stages and mod in stages: bad.append(f'stage {mod} imports stage {used}')
+    return bad
+
+def flags():
+    "Skipped code is never the only test, and nothing hides an error"
+    return [f'{p.name}: {m[0]!r}' for p in rooms() for s in code_cells(p) for m in re.finditer(r'except\s*:|except( Base| )*Exception[^\n]*:\s*(pass|continue)\b|except[^\n]*:\s*continue\b', s)]
+
+def budgets():
+    "Warn where a cell, a room or its outputs outgrow their budget; refuse only the hard limits"
+    bad = []
+    for p in rooms():
+        nb = json.loads(p.read_text())
+        outputs = len(json.dumps([c.get('outputs') for c in nb['cells']]))
+        if outputs>150*1024: bad.append(f'{p.name}: {outputs//1024} KB of outputs (150 at most)')
+        if not any(c.get('outputs') for c in nb['cells']): bad.append(f'{p.name}: no saved outputs (run tools/run_nbs.py)')
+        text = [c for c in nb['cells'] if c['cell_type']=='markdown']
+        words,lines = sum(len(''.join(c['source']).split()) for c in text),sum(s.count('\n')+1 for s in code_cells(p))
+        notes = [f'{len(nb["cells"])} cells'] if len(nb['cells'])>60 else []
+        if words/200+lines/20>15: notes.append(f'{words/200+lines/20:.0f} minutes to read')
+        if not .3<=len(text)/len(nb['cells'])<=.45: notes.append(f'{len(text)/len(nb["cells"]):.0%} markdown')
+        for s in exported(p):
+            if s.count('\n')>50: bad.append(f'{p.name}: an exported cell of {s.count(chr(10))+1} lines')
+            for f in ast.walk(ast.parse(s)):
+                if isinstance(f, ast.FunctionDef) and f.end_lineno-f.body[0].lineno>40: bad.append(f'{p.name}: {f.name} has {f.end_lineno-f.body[0].lineno+1} lines')
+        if notes: print(f'  note: {p.name}: {", ".join(notes)}')
+    return bad
+
+def configs():
+    "Every shipped config is read by the class it is for, and every stated parameter count is true"
+    from lumi_lab.config import LumiError,load_config
+    from lumi_lab.budget import ArchitectureConfig,TrainingConfig
+    from lumi_lab.documents import SourceConfig
+    from lumi_lab.prepare_corpus import CorpusConfig
+    from lumi_lab.train_tokenizer import TokenizerConfig
+    from lumi_lab.pack_dataset import PackingConfig
+    from lumi_lab.evaluate_pretrain import EvaluationConfig
+    from lumi_lab.pipeline import PipelineConfig
+    kinds = {'architectures':ArchitectureConfig, 'pretrain/corpus':CorpusConfig, 'pretrain/sources':SourceConfig, 'pretrain/tokenizer':TokenizerConfig,
+        'pretrain/packing':PackingConfig, 'pretrain/training':TrainingConfig, 'evaluation':EvaluationConfig, 'pipeline':PipelineConfig}
+    bad = []
+    for p in sorted((LIB/'config').rglob('*.json')):
+        folder = p.parent.relative_to(LIB/'config').as_posix()
+        if folder not in kinds: bad.append(f'{p}: no class reads configs in {folder}'); continue
+        try: load_config(kinds[folder], p)
+        except LumiError as e: bad.append(str(e))
+    return bad
+
+def readme():
+    "README.md is what the index notebook says"
+    r = run(sys.executable, 'tools/docs/build.py', 'readme', cwd=copy())
+    if r.returncode: return [r.stdout+r.stderr]
+    return [] if (copy()/'README.md').read_text()==Path('README.md').read_text() else ['README.md is out of step with nbs/index.ipynb (run make readme)']
+
+def no_places():
+    "Nothing tracked names this machine's folders or a registry"
+    r = run('git', 'grep', '-nIE', rf'{re.escape(str(Path.cwd().parent))}/|{re.escape(str(Path.home()))}/|extra-index-url|find-links', '--', '.', ':!tools/check.py')
+    return r.stdout.splitlines()
+
+def wheel():
+    "In an empty folder, after installing the wheel, every command starts and finds its configs"
+    bad = []
+    with tempfile.TemporaryDirectory() as d:
+        d = Path(d)
+        r = run(sys.executable, '-m', 'build', '--wheel', '--outdir', d/'dist', copy())
+        if r.returncode: return [r.stdout[-2000:]+r.stderr[-2000:]]
+        r = run(sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', d/'site', next((d/'dist').glob('*.whl')))
+        if r.returncode: return [r.stderr]
+        (d/'empty').mkdir()
+        env = {**os.environ, 'PYTHONPATH':str(d/'site')}
+        for c in sorted((d/'site'/'bin').glob('lumi_*')):
+            r = run(sys.executable, c, '--help', cwd=d/'empty', env=env)
+            if r.returncode or '--help' not in r.stdout: bad.append(f'{c.name} --help: {r.stderr[-500:]}')
+        r = run(sys.executable, '-c', 'import lumi_lab.config as c; print(c.__file__); c.find_config("config/pretrain/tokenizer/spm32k.json"); c.find_config("pipeline/quickstart.json")', cwd=d/'empty', env=env)
+        if r.returncode or str(d/'site') not in r.stdout: bad.append(f'configs are not in the wheel: {r.stdout+r.stderr}')
+        shipped,here = ({p.relative_to(root).as_posix() for p in root.rglob('*.json')} for root in (d/'site'/'lumi_lab'/'config', LIB/'config'))
+        bad += [f'not in the wheel: {n}' for n in sorted(here-shipped)]
+    return bad
+
+CHECKS = [clean, in_step, floors, flags, budgets, configs, readme, no_places, wheel]
+if __name__=='__main__':
+    wanted,failed = [c for c in CHECKS if c.__name__ in sys.argv[1:] or len(sys.argv)==1],0
+    for c in wanted:
+        bad = c(); failed += bool(bad)
+        print(f'{"FAILED" if bad else "ok":6} {c.__name__:10} {c.__doc__}', *bad, sep='\n         ' if bad else '', flush=True)
+    print(f'{len(wanted)-failed} passed, {failed} failed')
+    sys.exit(bool(failed))
