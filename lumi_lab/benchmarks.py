@@ -118,7 +118,7 @@ class BoolQTask(Config):
     "Yes-no questions by log-likelihood"
     source:SourceConfig # Rows with `question`, `passage`, and `label` or `answer`
     max_samples:int|None=Field(None, gt=0) # Draw so many questions; all if left out
-    seed:int=0 # Of the draw
+    seed:int=Field(0, ge=0) # Of the draw
     add_bos:bool=False # Begin each prompt with BOS, as documents begin in training; lm-evaluation-harness does not
 
 class GenerationTask(Config):
@@ -129,4 +129,4 @@ class GenerationTask(Config):
     top_k:int=Field(50, ge=0) # Draw from so many most probable tokens; 0 is all
     top_p:float=Field(0.95, gt=0, le=1) # Draw from the smallest set with this probability
     repetition_penalty:float=Field(1.0, gt=0) # 1 is none: what the model does by itself is what we want to see
-    seed:int=0 # Of the draws
+    seed:int=Field(0, ge=0) # Of the draws; prompt i is continued with seed + i

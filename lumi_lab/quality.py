@@ -6,9 +6,9 @@
 __all__ = ['MEASURES', 'CleaningConfig', 'clean', 'word_hashes', 'ngram_hashes', 'measure', 'QualityConfig', 'judge', 'Tally']
 
 # %% ../nbs/06_quality.ipynb #f14ebaa0
-import hashlib,re
+import re,zlib
 from collections import Counter
-from functools import cached_property,lru_cache
+from functools import cached_property
 import numpy as np
 from pydantic import model_validator
 from .config import Config,LumiError
@@ -83,16 +83,14 @@ def clean(
     return text
 
 # %% ../nbs/06_quality.ipynb #d1dcf3c4
-@lru_cache(1<<18)
-def _word_hash(word): return int.from_bytes(hashlib.blake2b(word.encode('utf-8', 'replace'), digest_size=8).digest(), 'little')
-
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 def word_hashes(
     words:list, # Words of a text
 )->np.ndarray: # uint64, one a word, the same on any machine
-    "Turn words into numbers"
-    return np.fromiter(map(_word_hash, words), np.uint64, len(words))
+    "Turn words into numbers: CRC-32, spread over 64 bits"
+    checksums = np.fromiter(map(zlib.crc32, map(str.encode, words)), np.uint64, len(words))*_ODD
+    return (checksums ^ (checksums>>np.uint64(29)))*_ODD
 
 def ngram_hashes(
     hashes:np.ndarray, # As `word_hashes` gives them
@@ -119,8 +117,7 @@ class _View:
 _STOP_WORDS = frozenset('the be to of and that have with'.split())
 _BULLETS = ('-', '*', '•', '‣', '◦', '–')
 
-@lru_cache(1<<18)
-def _has_letter(word): return any(map(str.isalpha, word))
+def _has_letter(word): return word.isalpha() or any(map(str.isalpha, word))
 
 def _share(n, total): return n/total if total else 0.
 
@@ -141,9 +138,7 @@ def _before(parts):
 
 def _covered(places, n, lengths):
     "Characters of the words in the runs of `n` words that begin at `places`"
-    edge = np.zeros(len(lengths)+1, np.int64)
-    np.add.at(edge, places, 1); np.add.at(edge, places+n, -1)
-    return int(lengths[np.cumsum(edge[:-1])>0].sum())
+    return int(lengths[np.unique(places[:,None]+np.arange(n))].sum())
 
 def _groups(runs):
     "First place and number of each different run, and for each place whether its run is there again"
@@ -154,7 +149,7 @@ def _groups(runs):
     return np.minimum.reduceat(order, starts) if len(runs) else order,count,repeated
 
 def _repeated_runs(words):
-    "By n from 2 to 10: characters of the most frequent run, and of all runs that stood there before, as shares"
+    "By n: share of the characters in the most frequent run (n up to 4), or in all runs that stood there before (n from 5 to 10)"
     hashes,lengths,res = word_hashes(words),np.fromiter(map(len, words), np.int64, len(words)),{}
     places,runs,total = np.arange(len(hashes)),hashes.copy(),int(lengths.sum())
     for n in range(2, 11):
@@ -162,12 +157,12 @@ def _repeated_runs(words):
         places = places[inside]
         runs = runs[inside]*_ODD + hashes[places+n-1]
         first,count,repeated = _groups(runs)
-        top = again = 0
-        if repeated.any():
+        characters = 0
+        if n>4: characters = _covered(np.delete(places, first), n, lengths)
+        elif repeated.any():
             place = places[first[count==count.max()]].min()
-            top = int(count.max()*lengths[place:place+n].sum())
-            again = _covered(np.delete(places, first), n, lengths)
-        res[n] = _share(top, total),_share(again, total)
+            characters = int(count.max()*lengths[place:place+n].sum())
+        res[n] = _share(characters, total)
         places,runs = places[repeated],runs[repeated]
     return res
 
@@ -177,8 +172,8 @@ MEASURES.update(
     duplicate_line_characters=lambda v: _share(sum(map(len, _before(v.lines))), sum(map(len, v.lines))),
     duplicate_paragraph_share=lambda v: _share(len(_before(v.paragraphs)), len(v.paragraphs)),
     duplicate_paragraph_characters=lambda v: _share(sum(map(len, _before(v.paragraphs))), sum(map(len, v.paragraphs))),
-    **{f'top_{n}_gram': lambda v,n=n: v.runs[n][0] for n in (2, 3, 4)},
-    **{f'duplicate_{n}_gram': lambda v,n=n: v.runs[n][1] for n in range(5, 11)})
+    **{f'top_{n}_gram': lambda v,n=n: v.runs[n] for n in (2, 3, 4)},
+    **{f'duplicate_{n}_gram': lambda v,n=n: v.runs[n] for n in range(5, 11)})
 
 def measure(
     text:str, # The text, cleaned

@@ -67,8 +67,12 @@ def encode(self:Tokenizer,
     eos:bool=False, # Put id 2 behind
 )->list[int]: # Ids
     "Turn text into ids; control ids come only from `bos` and `eos`, never from what the text says"
-    try: return [BOS]*bos + [i for part in _parts(text) for i in self.processor.encode(part)] + [EOS]*eos
+    ids = [BOS] if bos else []
+    try:
+        for part in _parts(text): ids += self.processor.encode(part)
     except (RuntimeError, TypeError): _check_text([text]); raise
+    if eos: ids.append(EOS)
+    return ids
 
 # %% ../nbs/15_tokenizer.ipynb #3d0a4c70
 @patch
@@ -93,8 +97,8 @@ def _check_text(texts):
 def _piece_bytes(processor):
     "The bytes that each id stands for"
     ids = list(range(processor.get_piece_size()))
-    empty = lambda i: processor.is_control(i) or processor.is_unknown(i)
-    return [b'' if empty(i) else bytes.fromhex(p[3:5]) if processor.is_byte(i) else p.replace('▁', ' ').encode() for i,p in zip(ids, processor.id_to_piece(ids))]
+    rows = zip(processor.id_to_piece(ids), processor.is_byte(ids), processor.is_control(ids), processor.is_unknown(ids))
+    return [b'' if control or unknown else bytes.fromhex(p[3:5]) if byte else p.replace('▁', ' ').encode() for p,byte,control,unknown in rows]
 
 @patch
 def token_text_bytes(self:Tokenizer,

@@ -32,8 +32,9 @@ def choose_precision(
     has_cuda:bool=False, # Is the device a CUDA one?
 )->str: # no, bf16 or fp16
     "Decide in which precision matrices multiply; raises `LumiError` for what cannot be"
-    chosen = launcher or (wanted if wanted!='auto' else 'bf16' if has_cuda else 'no')
-    if launcher and wanted not in ('auto', launcher): logger.info(f'mixed precision: the launcher says {launcher}, so the config\'s "{wanted}" does not count')
+    own = wanted if wanted!='auto' else 'bf16' if has_cuda else 'no'
+    chosen = own if launcher is None or (launcher=='no' and wanted=='auto') else launcher
+    if chosen!=own: logger.info(f'mixed precision: the launcher says {launcher}, so the config\'s "{wanted}" ({own} here) does not count')
     if chosen not in ('no', 'bf16', 'fp16'): raise LumiError(f"mixed precision {chosen!r} is none of no, bf16, fp16")
     if chosen=='fp16' and not has_cuda: raise LumiError('mixed precision "fp16" needs a CUDA device; use "auto"')
     if chosen=='bf16' and not has_cuda: logger.warning('mixed precision bf16 on a device that is not CUDA: most processors are many times slower with it; "no" is the fast choice')
@@ -104,6 +105,17 @@ def _phase_start(resume_from, identity):
     _refuse(differences({k:a for k,(a,_) in fixed.items()}, {k:b for k,(_,b) in fixed.items()}), f"a new phase cannot start from {resume_from}:", 'shape, tokenizer and optimizer stay the same in all phases')
     return dict(step=step, digest=load_manifest(resume_from).digest, name=there['training']['name']),True
 
+def _reached(run, identity):
+    "Latest sound checkpoint of the run `identity` in folder `run`, and whether it is finished"
+    mine = lambda p: load_manifest(p).config['training']['name']==identity['training']['name']
+    if (run/'final/manifest.json').is_file() and mine(run/'final') and not differences(_checkpoint_identity(run/'final')[0], identity): return None,True
+    latest = next((p for _,p in reversed(numbered_checkpoints(run)) if mine(p)), None)
+    if latest:
+        check_checkpoint(latest)
+        _refuse(differences(_checkpoint_identity(latest)[0], identity), f"{latest} is a checkpoint of another run:", 'choose another folder')
+    return latest,False
+
+# %% ../nbs/37_trainer.ipynb #83034a19
 def find_start(
     run:str|Path, # Folder of the run, may be missing
     identity:dict, # As `run_identity` made it; its `start` is set here
@@ -125,16 +137,6 @@ def find_start(
     _refuse(changed, f"{run} holds another run:", 'use --force to replace it, or choose another folder')
     if done: return run/'final','done'
     return (latest,'resume') if latest else (None,'fresh')
-
-def _reached(run, identity):
-    "Latest sound checkpoint of the run `identity` in folder `run`, and whether it is finished"
-    mine = lambda p: load_manifest(p).config['training']['name']==identity['training']['name']
-    if (run/'final/manifest.json').is_file() and mine(run/'final') and not differences(_checkpoint_identity(run/'final')[0], identity): return None,True
-    latest = next((p for _,p in reversed(numbered_checkpoints(run)) if mine(p)), None)
-    if latest:
-        check_checkpoint(latest)
-        _refuse(differences(_checkpoint_identity(latest)[0], identity), f"{latest} is a checkpoint of another run:", 'choose another folder')
-    return latest,False
 
 # %% ../nbs/37_trainer.ipynb #600da94f
 @torch.no_grad()

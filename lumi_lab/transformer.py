@@ -164,9 +164,8 @@ def arch_from_hf(
     _refuse_other_layouts(config, where)
     heads,kv_heads = config['num_attention_heads'],config.get('num_key_value_heads')
     d,d_ff = config['hidden_size'],config['intermediate_size']
-    ffn_ratio = d_ff/d if int(d*(d_ff/d))==d_ff else math.nextafter(d_ff/d, math.inf)   # `d_ff` rounds down
     fields = dict(name=config.get('lumi_name', 'imported'), n_layer=config['num_hidden_layers'], d_model=d, n_head=heads,
-        n_kv_head=None if kv_heads==heads else kv_heads, ffn_ratio=ffn_ratio, vocab_size=config['vocab_size'],
+        n_kv_head=None if kv_heads==heads else kv_heads, ffn_ratio=d_ff/d, vocab_size=config['vocab_size'],
         sequence_length=config['max_position_embeddings'], rope_theta=float((config.get('rope_parameters') or config).get('rope_theta', 10000.0)),
         rms_norm_eps=config.get('rms_norm_eps', 1e-6), tie_embeddings=config.get('tie_word_embeddings', False), initializer_range=config.get('initializer_range', 0.02))
     n_parameters = count_parameters(ArchitectureConfig.model_construct(**fields))['total']

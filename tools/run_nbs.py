@@ -20,6 +20,8 @@ def run_nb(path, flags):
     "Run `path` in its folder from a fresh shell, write its outputs back; the traceback if a cell failed"
     nb,marked = read_nb(path),NBProcessor(path, procs=FrontmatterProc, process=True).nb
     skip = {i for i,c in enumerate(marked.cells) if skipped(c, flags)}
+    for i,c in enumerate(nb.cells):
+        if i not in skip: c.outputs = []
     shell,old = CaptureShell(path),os.getcwd()
     os.chdir(path.parent); sys.path.insert(0, '.')
     try: shell.run_all(nb, exc_stop=True, preproc=lambda c: c.idx_ in skip)
