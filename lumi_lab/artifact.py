@@ -8,7 +8,7 @@ __all__ = ['FORMAT_VERSION', 'MANIFEST_NAMES', 'canonical_json', 'digest_of', 's
            'publish', 'up_to_date', 'check_files', 'verify_artifact', 'main']
 
 # %% ../nbs/01_artifact.ipynb #18f640b0
-import contextlib,hashlib,json,logging,os,platform,shutil,time
+import contextlib,hashlib,json,os,platform,shutil,time
 from importlib import metadata
 from pathlib import Path
 from pydantic import Field

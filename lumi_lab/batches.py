@@ -13,7 +13,6 @@ import torch
 from fastcore.basics import patch
 from torch.utils.data import DataLoader, Dataset
 from .config import LumiError
-from .packing import PackedDataset, document_positions
 
 # %% ../nbs/33_batches.ipynb #ff0c712f
 def _mix(x, key):

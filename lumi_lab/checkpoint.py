@@ -11,10 +11,8 @@ import json,logging,re,shutil,torch
 from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file,save_file
-from torch import Tensor,nn
 import torch.distributed as dist
-from .artifact import Manifest,MANIFEST_NAMES,check_files,load_manifest,publish
-from .budget import ArchitectureConfig
+from .artifact import Manifest,MANIFEST_NAMES,check_files,publish
 from .config import LumiError,read_json
 from .runtime import rng_state,set_rng_state
 from .tokenizer import Tokenizer

@@ -7,7 +7,7 @@ __all__ = ['CONFIG_DIR', 'LumiError', 'Config', 'field_comments', 'describe', 'r
            'parse_config', 'read_json', 'load_config', 'command_parser', 'command']
 
 # %% ../nbs/00_config.ipynb #db267c32
-import argparse,ast,difflib,errno,functools,inspect,io,json,linecache,os,re,sys,tokenize,types,typing
+import argparse,ast,difflib,errno,functools,inspect,io,json,linecache,re,sys,tokenize,types,typing
 from pathlib import Path
 from fastcore.docments import docments
 from pydantic import BaseModel,ConfigDict,ValidationError

@@ -7,7 +7,7 @@ __all__ = ['UNIT', 'LossSum', 'summed_cross_entropy', 'shifted', 'next_token_los
            'train_step']
 
 # %% ../nbs/35_engine.ipynb #13deace8
-import contextlib,math,torch
+import contextlib,torch
 from typing import Callable,NamedTuple
 from torch import Tensor,nn
 import torch.distributed as dist

@@ -12,14 +12,13 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 from .config import Config, LumiError, command, load_config
 from .artifact import Manifest, artifact_input, load_manifest, publish, up_to_date
 from .runtime import progress, setup_logging
-from .documents import Document, read_shards
+from .documents import read_shards
 from .tokenizer import Tokenizer
 from .packing import PackedTokens, PackedWriter, order_key, split_of, token_dtype
 

@@ -8,10 +8,9 @@ __all__ = ['SourceShare', 'CorpusConfig', 'inline_sources', 'order_key', 'fetch'
 # %% ../nbs/10_prepare_corpus.ipynb #678d1d24
 import functools,hashlib,json,logging,multiprocessing,tempfile,time
 from collections import Counter,deque
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from pydantic import Field,model_validator
+from pydantic import Field
 from .config import Config,LumiError,command,find_config,load_config,resolved
 from .artifact import Input,Manifest,check_files,digest_of,files_input,load_manifest,publish,up_to_date
 from .runtime import progress,setup_logging

@@ -7,7 +7,7 @@ __all__ = ['SwiGLU', 'Block', 'Transformer', 'hf_config', 'arch_from_hf']
 
 # %% ../nbs/32_transformer.ipynb #6225451e
 import math
-import torch, torch.nn.functional as F
+import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor,nn
 from torch.utils.checkpoint import checkpoint
