@@ -6,14 +6,14 @@
 __all__ = ['token_dtype', 'PackedWriter', 'PackedTokens', 'document_positions', 'split_of', 'order_key', 'PackedDataset']
 
 # %% ../nbs/25_packing.ipynb #12544787
-import hashlib, struct
+import struct
 from array import array
 from functools import cached_property
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from .config import LumiError
-from .artifact import Manifest, check_files, load_manifest
+from .artifact import Manifest, check_files, hashed_number, load_manifest
 
 # %% ../nbs/25_packing.ipynb #ae30ef99
 def token_dtype(
@@ -184,21 +184,19 @@ def document_positions(
     return index-start,document_ids
 
 # %% ../nbs/25_packing.ipynb #52379081
-def _hash(text): return int.from_bytes(hashlib.sha256(text.encode('utf-8', 'surrogatepass')).digest()[:8], 'big')
-
 def split_of(
     doc_id:str, # id of the document
     split:float, # share of documents that train, 0 to 1
 )->str: # 'train' or 'val'
     "Draw the split of a document from the SHA-256 of its id"
-    return 'train' if _hash(doc_id)<split*2**64 else 'val'
+    return 'train' if hashed_number(doc_id)<split*2**64 else 'val'
 
 def order_key(
     doc_id:str, # id of the document
     seed:int, # another seed, another order
 )->int: # 64 bits; documents sorted by it are shuffled
     "Draw the place of a document in the shuffled file"
-    return _hash(f'{seed}\n{doc_id}')
+    return hashed_number(seed, doc_id)
 
 # %% ../nbs/25_packing.ipynb #1aae092b
 class PackedDataset:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pick_device', 'seed_everything', 'rng_state', 'set_rng_state', 'read_metrics', 'MetricsLog', 'progress',
-           'setup_logging', 'plot_style']
+           'setup_logging', 'markdown_table', 'plot_style']
 
 # %% ../nbs/02_runtime.ipynb #ef1de0a5
 import json,logging,os,random,sys,time
@@ -136,6 +136,19 @@ def setup_logging(
     handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
     logger.handlers = [handler]
     return logger
+
+# %% ../nbs/02_runtime.ipynb #aef18107
+def markdown_table(
+    head:list[str], # Names of the columns
+    rows:list, # Cells of each row: text, numbers, or None for an empty cell
+)->str: # Markdown
+    "Lay out a table, integers with thousands separators and to the right; raises `LumiError` for a row of another width"
+    rows = [list(r) for r in rows]
+    if odd := next((r for r in rows if len(r)!=len(head)), None): raise LumiError(f"a table of {len(head)} columns got a row of {len(odd)} cells: {odd}")
+    show = lambda c: '' if c is None else f'{c:,}' if isinstance(c, int) else str(c).replace('|', '\\|').replace('\n', ' ')
+    line = lambda cells: '| '+' | '.join(map(show, cells))+' |'
+    right = [bool(rows) and all(r[i] is None or isinstance(r[i], (int, float)) for r in rows) for i in range(len(head))]
+    return '\n'.join([line(head), '|'+''.join('---:|' if r else '---|' for r in right), *map(line, rows)])
 
 # %% ../nbs/02_runtime.ipynb #5b32784c
 def plot_style():

@@ -7,14 +7,14 @@ __all__ = ['TokenizerConfig', 'split_sentences', 'is_held_out', 'sample_sentence
            'train_tokenizer', 'main']
 
 # %% ../nbs/20_train_tokenizer.ipynb #0f983b3c
-import contextlib,hashlib,heapq,itertools,logging,threading,time
+import contextlib,heapq,itertools,logging,threading,time
 from pathlib import Path
 from typing import Iterable,Literal
 from pydantic import Field
-from .artifact import Manifest,artifact_input,load_manifest,publish,up_to_date,write_atomic
+from .artifact import Manifest,artifact_input,hashed_number,load_manifest,publish,up_to_date,write_atomic
 from .config import Config,LumiError,command,load_config,resolved
 from .documents import read_shards
-from .runtime import progress,setup_logging
+from .runtime import markdown_table,progress,setup_logging
 from .pieces import BYTE,NORMAL,model_pieces,train_pieces
 from .tokenizer import Tokenizer
 
@@ -53,14 +53,12 @@ def split_sentences(
     return res
 
 # %% ../nbs/20_train_tokenizer.ipynb #088e5313
-def _rank(*parts): return int.from_bytes(hashlib.blake2b(':'.join(map(str, parts)).encode(), digest_size=8).digest(), 'big')
-
 def is_held_out(
     id:str, # Of a document
     config:TokenizerConfig, # Its `held_out_share` and `seed` decide
 )->bool: # The same on any machine
     "Decide by hash whether a document is kept for measuring"
-    return _rank(config.seed, 'held out', id)<config.held_out_share*2**64
+    return hashed_number(config.seed, 'held out', id)<config.held_out_share*2**64
 
 def sample_sentences(
     documents:Iterable, # Each has `id` and `text`
@@ -70,7 +68,7 @@ def sample_sentences(
     heap,size,limit = [],0,2**64
     for d in documents:
         for n,s in enumerate(split_sentences(d.text, config.max_sentence_characters)):
-            if (rank := _rank(config.seed, d.id, n))>=limit: continue
+            if (rank := hashed_number(config.seed, d.id, n))>=limit: continue
             heapq.heappush(heap, (-rank, s))
             size += len(s)
             while size>config.max_characters:
@@ -90,13 +88,13 @@ def measure(
         tokens=sum(map(len, coded)), byte_tokens=sum(i in is_byte for ids in coded for i in ids), pieces=len(set().union(*coded)))
 
 # %% ../nbs/20_train_tokenizer.ipynb #67db8b6b
-def _table(counts):
+def _measures(counts):
     "Markdown table of `measure` by source"
-    rows = ['| source | documents | MB | bytes per token | tokens per word | byte tokens | pieces that occur |', '|---|---|---|---|---|---|---|']
+    rows = []
     for name,c in counts.items():
         tokens,words = max(c['tokens'], 1),max(c['words'], 1)
-        rows.append(f"| {name} | {c['documents']:,} | {c['bytes']/1e6:.2f} | {c['bytes']/tokens:.3f} | {c['tokens']/words:.3f} | {c['byte_tokens']/tokens:.3%} | {c['pieces']:,} |")
-    return '\n'.join(rows)
+        rows.append([name, c['documents'], f"{c['bytes']/1e6:.2f}", f"{c['bytes']/tokens:.3f}", f"{c['tokens']/words:.3f}", f"{c['byte_tokens']/tokens:.3%}", c['pieces']])
+    return markdown_table(['source', 'documents', 'MB', 'bytes per token', 'tokens per word', 'byte tokens', 'pieces that occur'], rows)
 
 def _cut(tokenizer, text):
     "Show where `text` is cut"
@@ -121,7 +119,7 @@ def tokenizer_card(
         f"- identity (SHA-256 of `spm.model`): `{tokenizer.sha256}`",
         f"- trained on {statistics['sentences']:,} sentences with {statistics['characters']:,} characters out of {statistics['documents']:,} documents", '',
         f"## Measured on {'documents that were not trained on' if statistics['held_out'] else 'documents that were also trained on: the corpus is too small to hold any back'}", '',
-        _table(statistics['measured']), '', '## Longest pieces', '', ' '.join(f'`{t}`' for t in longest), '', '## Cut', '',
+        _measures(statistics['measured']), '', '## Longest pieces', '', ' '.join(f'`{t}`' for t in longest), '', '## Cut', '',
         *(f'- {_cut(tokenizer, l)}' for l in [*_LINES, *lines]), '', '## Special ids', '', ' '.join(f'`{t}` {i}' for t,i in tokenizer.special_ids.items()), ''])
 
 # %% ../nbs/20_train_tokenizer.ipynb #e729af73
@@ -154,7 +152,7 @@ def _corpus_folder(config, corpus_dir):
 
 def _fill(draft, config, corpus_dir):
     "Train on the corpus and write tokenizer and card into `draft`"
-    kept,log = {},logging.getLogger('lumi_lab')
+    kept = {}
     documents = load_manifest(corpus_dir).statistics.get('documents')
     reading = progress(read_shards(corpus_dir), total=documents if isinstance(documents, int) else None, desc='reading the corpus', unit='documents')
     counted = itertools.count()
