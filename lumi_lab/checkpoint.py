@@ -7,7 +7,7 @@ __all__ = ['load_transformer', 'save_checkpoint', 'numbered_checkpoints', 'lates
            'load_checkpoint', 'prune_checkpoints']
 
 # %% ../nbs/36_checkpoint.ipynb #0fa2938f
-import json,logging,re,shutil,torch
+import errno,json,logging,re,shutil,torch
 from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file,save_file
@@ -98,17 +98,24 @@ def _agree(error):
     if dist.is_initialized(): dist.broadcast_object_list(said)
     if said[0] is not None: raise said[0]
 
+def _save(tensors, path, **how):
+    "Write a safetensors file; a full disk is an `OSError`, as from any other write"
+    try: save_file(tensors, path, **how)
+    except SafetensorError as e:
+        number = re.search(r'os error (\d+)', str(e))
+        raise OSError(int(number[1]) if number else errno.EIO, str(e), str(path)) from None
+
 def _write(folder, arch, tokenizer, weights, optimizer, generators, state):
     "The files of a checkpoint"
     show = lambda d: json.dumps(d, indent=1, ensure_ascii=False, allow_nan=False)+'\n'
     ids = dict(bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
     (folder/'config.json').write_text(show(hf_config(arch, **ids)))
     (folder/'generation_config.json').write_text(show(dict(ids, _from_model_config=True)))
-    save_file(weights, folder/'model.safetensors', metadata=dict(format='pt'))
+    _save(weights, folder/'model.safetensors', metadata=dict(format='pt'))
     tokenizer.save(folder)
     (folder/'training_state').mkdir()
-    save_file(optimizer, folder/'training_state/optimizer.safetensors')
-    for rank,(tensors,_) in enumerate(generators): save_file(tensors, folder/f'training_state/rng_{rank}.safetensors')
+    _save(optimizer, folder/'training_state/optimizer.safetensors')
+    for rank,(tensors,_) in enumerate(generators): _save(tensors, folder/f'training_state/rng_{rank}.safetensors')
     (folder/'training_state/state.json').write_text(json.dumps(dict(state, generators=[lists for _,lists in generators]), allow_nan=False))
 
 def save_checkpoint(
