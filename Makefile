@@ -5,7 +5,6 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 WORKERS ?= 2
 NOTEBOOKS := $(wildcard nbs/*.ipynb)
-export OMP_NUM_THREADS ?= $(if $(filter test,$(MAKECMDGOALS)),1,)
 
 .PHONY: help demo test check commands docs readme export run clean
 help:
@@ -32,6 +31,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/lumi_pipeline --config pipeline/quickstart.json
 
+test: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 test: $(VENV)/.installed-dev
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/nbdev_test --n_workers $(WORKERS) --timing
 	@echo "$(words $(NOTEBOOKS)) passed, 0 failed"
