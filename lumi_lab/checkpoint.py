@@ -105,6 +105,7 @@ def _save(tensors, path, **how):
         number = re.search(r'os error (\d+)', str(e))
         raise OSError(int(number[1]) if number else errno.EIO, str(e), str(path)) from None
 
+# %% ../nbs/36_checkpoint.ipynb #232e1805
 def _write(folder, arch, tokenizer, weights, optimizer, generators, state):
     "The files of a checkpoint"
     show = lambda d: json.dumps(d, indent=1, ensure_ascii=False, allow_nan=False)+'\n'
