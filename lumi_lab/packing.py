@@ -200,7 +200,7 @@ def order_key(
 
 # %% ../nbs/25_packing.ipynb #1aae092b
 class PackedDataset:
-    "One split of a packed artifact, cut into rows; make it with `PackedDataset.open`"
+    "One split of a packed artifact, cut into rows; its class method `open` makes it"
     def __init__(self,
         tokens:PackedTokens, # the mapped files
         manifest:Manifest, # of the artifact they belong to
