@@ -1,12 +1,12 @@
-# make demo · make test · make check · make commands · make docs · make export · make clean
+# make demo · make test · make check · make commands · make docs · make export · make bench · make clean
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 WORKERS ?= 2
-NOTEBOOKS := $(wildcard nbs/*.ipynb)
+NOTEBOOKS := $(wildcard nbs/*.ipynb nbs/*/*.ipynb)
 
-.PHONY: help demo test check commands docs readme export run clean
+.PHONY: help demo test check commands docs readme export run bench clean
 help:
 	@echo "make demo    text to an evaluated language model on this machine, in minutes"
 	@echo "make test    every notebook is a test; run them all"
@@ -14,6 +14,7 @@ help:
 	@echo "make commands  the documented command lines, word for word, from a built wheel in an empty folder"
 	@echo "make docs    README.md and a preview of the site in _preview/ (no Quarto needed)"
 	@echo "make export  modules from notebooks;  make run: refresh the notebooks' outputs"
+	@echo "make bench   the peers in an environment of their own, and a race with them (an hour, on an idle machine)"
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -54,6 +55,16 @@ export: $(VENV)/.installed-dev
 run: $(VENV)/.installed-dev
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/run_nbs.py --timing $(NB)
 	$(BIN)/nbdev_clean
+
+# litgpt holds back transformers and huggingface_hub, so it gets an environment of its own, with the same PyTorch
+bench: BENCH ?= .venv-bench
+bench: NB ?= nbs/benchmarks/training_step.ipynb
+bench: FLAGS ?= slow
+bench:
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/pip --disable-pip-version-check install --quiet "$$(grep '^torch==' constraints.txt)" -e ".[bench]"
+	PATH="$(abspath $(BENCH))/bin:$$PATH" $(BENCH)/bin/python tools/run_nbs.py --flags $(FLAGS) --timing $(NB)
+	$(BENCH)/bin/nbdev_clean --fname $(NB)
 
 clean:
 	rm -rf _proc _docs _preview build dist *.egg-info

@@ -6,7 +6,9 @@
 __all__ = ['BLOCK', 'permute', 'block_counts', 'interleave', 'Mixture', 'loader']
 
 # %% ../nbs/33_batches.ipynb #e3ba4237
-import hashlib, logging, math, shlex
+import hashlib, itertools, logging, math, shlex
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 import torch
@@ -20,6 +22,26 @@ def _mix(x, key):
     x = (x^(x>>np.uint64(27)))*np.uint64(0x94d049bb133111eb)
     return x^(x>>np.uint64(31))
 
+def _shuffle_keys(name): return np.frombuffer(hashlib.blake2b(name.encode()).digest(), '<u8')
+
+def _digits(n):
+    "Bases of the two digits of numbers below `n`"
+    a = math.isqrt(n-1)+1
+    return a,-(-n//a)
+
+def _walk(x, n, a, b, keys):
+    "Permute `x` in place; each place may be of a shuffle of its own: `n`, `a`, `b` [N] and `keys` [8, N], or one for all: [1], [8, 1]"
+    todo = np.arange(len(x))
+    n,a,b,keys = (np.broadcast_to(np.asarray(v, np.uint64), (*np.shape(v)[:-1], len(x))) for v in (n, a, b, keys))
+    while len(todo):
+        a_,b_ = a[todo],b[todo]
+        left,right = np.divmod(x[todo], b_)
+        for k1,k2 in zip(keys[::2], keys[1::2]):
+            left  = (left +_mix(right, k1[todo])%a_)%a_
+            right = (right+_mix(left,  k2[todo])%b_)%b_
+        x[todo] = left*b_+right
+        todo = todo[x[todo]>=n[todo]]
+
 def permute(
     indices:np.ndarray, # places in the shuffled order, int64 [N], each below n
     n:int, # how many things are shuffled
@@ -28,16 +50,7 @@ def permute(
     "Look up places of a shuffle of `range(n)` in constant memory (Feistel network with cycle-walking)"
     x = np.array(indices, np.uint64, ndmin=1)
     if len(x) and x.max()>=n: raise IndexError(f'place {x.max()} of a shuffle of {n}')
-    keys,todo = np.frombuffer(hashlib.blake2b(key.encode()).digest(), '<u8'),np.arange(len(x))
-    a = np.uint64(math.isqrt(n-1)+1)
-    b = np.uint64(-(-n//int(a)))
-    while len(todo):
-        left,right = np.divmod(x[todo], b)
-        for k1,k2 in zip(keys[::2], keys[1::2]):
-            left  = (left +_mix(right, k1)%a)%a
-            right = (right+_mix(left,  k2)%b)%b
-        x[todo] = left*b+right
-        todo = todo[x[todo]>=n]
+    _walk(x, [n], *([base] for base in _digits(n)), _shuffle_keys(key)[:,None])
     return x.astype(np.int64)
 
 # %% ../nbs/33_batches.ipynb #15248cf7
@@ -85,6 +98,7 @@ class Mixture:
         self.counts = block_counts(self.n_rows if weights is None else weights, len(datasets))
         self._dataset,self._number = interleave(self.counts)
         self._drawn = None,None # the last span that was drawn
+        self._digits = np.array([_digits(int(n)) for n in self.n_rows], np.uint64)
         self._keys = [f'{seed}/{start_step}/{d.digest}/{d.split}/{d.sequence_length}' for d in datasets]
 
     @property
@@ -116,11 +130,11 @@ def _draw(self:Mixture, first, n):
     block,slot = np.divmod(first+np.arange(n, dtype=np.int64), BLOCK)
     dataset = self._dataset[slot]
     epoch,place = np.divmod(block*self.counts[dataset]+self._number[slot], self.n_rows[dataset])
-    row = np.empty_like(place)
-    for d,e in set(zip(dataset.tolist(), epoch.tolist())):
-        mine = (dataset==d)&(epoch==e)
-        row[mine] = permute(place[mine], int(self.n_rows[d]), f'{self._keys[d]}/{e}')
-    return np.stack([dataset,row], axis=1)
+    names,which = np.unique(epoch*len(self.n_rows)+dataset, return_inverse=True)
+    keys = np.stack([_shuffle_keys(f'{self._keys[d]}/{e}') for e,d in (divmod(name, len(self.n_rows)) for name in names.tolist())], axis=1)
+    row = place.astype(np.uint64)
+    _walk(row, self.n_rows[dataset], *self._digits[dataset].T, keys[:,which])
+    return np.stack([dataset,row.astype(np.int64)], axis=1)
 
 @patch
 def row_ids(self:Mixture,
@@ -129,10 +143,22 @@ def row_ids(self:Mixture,
     "Say which rows make up a step; depends on nothing but the arguments of the mixture and `step`"
     if step<self.start_step: raise LumiError(f'step {step} lies before {self.start_step}, the first step of this data; resume from a checkpoint of this phase')
     span,within = divmod(step-self.start_step, _SPAN)
-    if self._drawn[0]!=span: self._drawn = span,self._draw(span*_SPAN*self.batch_size, _SPAN*self.batch_size)
-    return self._drawn[1][within*self.batch_size:(within+1)*self.batch_size].copy()
+    drawn = self._drawn # read and replaced as a whole: two threads may ask at once
+    if drawn[0]!=span: drawn = self._drawn = span,self._draw(span*_SPAN*self.batch_size, _SPAN*self.batch_size)
+    return drawn[1][within*self.batch_size:(within+1)*self.batch_size].copy()
 
 # %% ../nbs/33_batches.ipynb #fe6b5eac
+@patch
+def _read(self:Mixture, step, rank, world):
+    "This rank's rows of a step in the type they have on disk, [batch_size/world, sequence_length+1], and the dataset of each"
+    if self.batch_size%world or not 0<=rank<world: raise LumiError(f'a batch of {self.batch_size} rows cannot be divided among {world} processes; choose a batch size that can')
+    size = self.batch_size//world
+    ids = self.row_ids(step)[rank*size:(rank+1)*size]
+    parts = [part for d,row in ids.tolist() for part in self.datasets[d].parts(row)]
+    return np.concatenate(parts).reshape(size, self.sequence_length+1),ids[:,0].copy()
+
+def _as_tensors(tokens, dataset): return dict(tokens=torch.from_numpy(tokens.astype(np.int64)), dataset=torch.from_numpy(dataset))
+
 @patch
 def batch(self:Mixture,
     step:int, # from `start_step` on
@@ -140,16 +166,7 @@ def batch(self:Mixture,
     world:int=1, # processes; must divide the batch
 )->dict: # tokens, int64 [batch_size/world, sequence_length+1], and dataset, int64 [batch_size/world]
     "Read this rank's slice of a step; the slices of all ranks, one behind the other, are the global batch"
-    if self.batch_size%world or not 0<=rank<world: raise LumiError(f'a batch of {self.batch_size} rows cannot be divided among {world} processes; choose a batch size that can')
-    size = self.batch_size//world
-    ids = self.row_ids(step)[rank*size:(rank+1)*size]
-    tokens = np.empty((size, self.sequence_length+1), np.int64)
-    for d in set(ids[:,0].tolist()):
-        mine = np.flatnonzero(ids[:,0]==d)
-        rows = self.datasets[d].rows(ids[mine,1])
-        if len(mine)==size: tokens = rows
-        else: tokens[mine] = rows
-    return dict(tokens=torch.from_numpy(tokens), dataset=torch.from_numpy(ids[:,0].copy()))
+    return _as_tensors(*self._read(step, rank, world))
 
 # %% ../nbs/33_batches.ipynb #0814934e
 @patch
@@ -163,9 +180,9 @@ def epochs(self:Mixture,
 
 # %% ../nbs/33_batches.ipynb #8b1f6308
 class _Steps(Dataset):
-    "Step number → this rank's batch, as arrays: they pass from process to process several times faster than tensors"
+    "Step numbers → this rank's batches as arrays, which pass from process to process several times faster than tensors"
     def __init__(self, mixture, rank, world): self.mixture,self.rank,self.world = mixture,rank,world
-    def __getitem__(self, step): return {name: tensor.numpy() for name,tensor in self.mixture.batch(step, self.rank, self.world).items()}
+    def __getitem__(self, steps): return [self.mixture._read(step, self.rank, self.world) for step in steps]
 
 def _as_it_is(batch): return batch
 
@@ -175,6 +192,22 @@ def _log_exhausted(mixture, step, before, after):
         if int(new)>int(old): logging.getLogger('lumi_lab').info(
             f'step {step}: {dataset.name} is exhausted, all its {dataset.n_rows:,} rows were used {int(new)} time{"s"*(new>=2)}; it goes on in another order')
 
+_AHEAD = 2 # batches ready or under way while one is worked on
+_MESSAGE = 4 # steps that a worker process reads and sends at once
+
+def _read_ahead(jobs, pin):
+    "Do `jobs` in order in a thread, `_AHEAD` of them ahead; their errors are raised here, and the thread ends with this generator"
+    device = (torch.cuda.current_device(),) if pin else () # threads begin on the first GPU
+    pool,waiting,jobs = ThreadPoolExecutor(1, 'loader', torch.cuda.set_device if pin else None, device),deque(),iter(jobs)
+    try:
+        while True:
+            waiting.extend([pool.submit(job) for job in itertools.islice(jobs, _AHEAD+1-len(waiting))])
+            if not waiting: return
+            yield waiting.popleft().result()
+    finally:
+        for job in waiting: job.cancel()
+        pool.shutdown()
+
 # %% ../nbs/33_batches.ipynb #faf94021
 def loader(
     mixture:Mixture, # where batches come from
@@ -182,16 +215,19 @@ def loader(
     stop_step:int, # step before which to stop
     rank:int=0, # this process
     world:int=1, # processes
-    num_workers:int=0, # reader processes; 0 reads in this one
+    num_workers:int=0, # reader processes; 0 reads in a thread of this one
     pin_memory:bool=False, # page-locked tensors, for copies to a GPU beside its work; nothing without CUDA
 ): # iterator of batches
-    "Yield this rank's batches of steps `start_step` to `stop_step`, read ahead by worker processes"
-    ahead,pin = dict(prefetch_factor=4, persistent_workers=True) if num_workers else {},pin_memory and torch.cuda.is_available()
-    batches = DataLoader(_Steps(mixture, rank, world), batch_size=None, sampler=range(start_step, stop_step), num_workers=num_workers,
-        collate_fn=_as_it_is, pin_memory=pin, generator=torch.Generator(), **ahead)
+    "Yield this rank's batches of steps `start_step` to `stop_step`, read ahead by a thread or by worker processes"
+    steps,read,pin = range(start_step, stop_step),_Steps(mixture, rank, world),pin_memory and torch.cuda.is_available()
+    messages = [steps[i:i+_MESSAGE] for i in range(0, len(steps), _MESSAGE)] if num_workers else ([step] for step in steps)
+    arrays = itertools.chain.from_iterable(iter(DataLoader(read, batch_size=None, sampler=messages, num_workers=num_workers, collate_fn=_as_it_is,
+        generator=torch.Generator(), persistent_workers=True)) if num_workers else map(read.__getitem__, messages))
+    def receive():
+        batch = _as_tensors(*next(arrays))
+        return {name: tensor.pin_memory() for name,tensor in batch.items()} if pin else batch
     epochs = mixture.epochs(start_step)
-    for step,batch in zip(range(start_step, stop_step), batches):
+    for step,batch in zip(steps, _read_ahead(itertools.repeat(receive, len(steps)), pin)):
         before,epochs = epochs,mixture.epochs(step+1)
         if rank==0: _log_exhausted(mixture, step, before, epochs)
-        batch = {name: torch.from_numpy(array) for name,array in batch.items()}
-        yield {name: tensor.pin_memory() for name,tensor in batch.items()} if pin else batch
+        yield batch

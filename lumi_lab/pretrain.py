@@ -8,7 +8,7 @@ __all__ = ['plan', 'pretrain', 'main']
 # %% ../nbs/40_pretrain.ipynb #a9d7f5b9
 from pathlib import Path
 from .artifact import Manifest,artifact_input,load_manifest
-from .budget import ArchitectureConfig,TrainingConfig,budget,count_parameters
+from .budget import ArchitectureConfig,TrainingConfig,budget,card_table,count_parameters
 from .config import LumiError,command,find_config,load_config
 from .runtime import setup_logging
 
@@ -35,6 +35,9 @@ def plan(
         f"{t.max_steps:,} steps of {t.batch_size} × {arch.sequence_length:,} = {b['tokens_per_step']:,} tokens; {b['tokens']:,} in all, {b['tokens_per_parameter']:.1f} per parameter (Chinchilla: 20)",
         f"{b['flops_per_token']:,} operations per token, {b['flops']:.2e} in all: "+', '.join(f'{b["flops"]/f/3600:,.2g} h at {f:.0e}/s' for f in (1e11, 1e13, 1e14)),
         f"memory of one process: about {b['memory']/1e9:,.2f} GB in float32"]
+    for c in card_table(arch, t):
+        how = f"per_device_train_batch_size {c['per_device_train_batch_size']}, gradient_accumulation_steps {c['gradient_accumulation_steps']}{', gradient_checkpointing' if c['gradient_checkpointing'] else ''}: about {c['gb_used']:.1f} GB" if 'gb_used' in c else 'does not fit'
+        lines.append(f"on a card of {c['gb']} GB, in bfloat16: {how}")
     for d,n,w in zip(data_dirs, tokens, weights): lines.append(f"{d}: {n:,} training tokens, share {w/sum(weights):.0%}, gone through {b['tokens']*w/sum(weights)/n:.2f} times")
     return '\n'.join(lines)
 
@@ -63,8 +66,10 @@ def pretrain(
     resume_from_checkpoint:str|None=None, # Go on from this one; the latest of the run if None
     force:bool=False, # Replace another run, or begin a finished one anew
     num_workers:int=0, # Processes that read batches ahead
-)->Manifest: # Of `final`
+    max_hours:float|None=None, # Stop in time to have run no longer than this, with a checkpoint
+)->Manifest: # Of `final`, or of the checkpoint where it stopped
     "Train a model from packed tokens, or go on with it; raises `LumiError` if anything does not fit"
+    from functools import partial
     from lumi_lab.batches import Mixture
     from lumi_lab.engine import next_token_loss
     from lumi_lab.tokenizer import Tokenizer
@@ -74,7 +79,8 @@ def pretrain(
     train,held_out = _opened(data_dirs, arch, tokenizer)
     mixture_from = lambda start_step: Mixture(train, data_weights, t.batch_size, t.seed, start_step)
     inputs = [artifact_input('packed', d) for d in data_dirs]+[artifact_input('tokenizer', tokenizer_dir)]
-    trainer = Trainer(run, lambda **settings: Transformer(arch, **settings), arch, t, mixture_from, tokenizer, inputs, next_token_loss, held_out, resume_from_checkpoint, force, num_workers)
+    trainer = Trainer(run, lambda **settings: Transformer(arch, **settings), arch, t, mixture_from, tokenizer, inputs, partial(next_token_loss, z_loss=t.z_loss),
+        held_out, resume_from_checkpoint, force, num_workers, max_hours)
     return trainer.fit()
 
 # %% ../nbs/40_pretrain.ipynb #d76d6625
@@ -87,7 +93,8 @@ def main(
     data_weights:list[float]|None=None, # Share of each dataset in the rows; by size if left out
     resume_from_checkpoint:str|None=None, # Checkpoint to go on from, also of an earlier phase; by default the run's latest
     num_workers:int=0, # Processes that read batches ahead
-    dry_run:bool=False, # Print parameters, tokens, operations, memory and time, and stop
+    max_hours:float|None=None, # Stop in time to have run no longer than this, with a checkpoint; the same command goes on from there
+    dry_run:bool=False, # Print parameters, tokens, operations, memory, time and what fits on which card, and stop
     force:bool=False, # Replace another run in the folder, or begin a finished one anew
     log_level:str='INFO', # DEBUG, INFO, WARNING or ERROR
 ):
@@ -96,7 +103,8 @@ def main(
     t = load_config(TrainingConfig, config)
     arch = load_config(ArchitectureConfig, t.architecture, near=find_config(config))
     if dry_run: print(plan(arch, t, data_dirs, data_weights)); return
-    done = pretrain(t, arch, data_dirs, tokenizer_dir, output_dir, data_weights, resume_from_checkpoint, force, num_workers)
+    done = pretrain(t, arch, data_dirs, tokenizer_dir, output_dir, data_weights, resume_from_checkpoint, force, num_workers, max_hours)
+    if done.statistics['step']<t.max_steps: return
     said = ', '.join(f'{k.replace("_", " ")} {done.statistics[k]:.3f}' for k in ('held_out_loss', 'bits_per_byte') if k in done.statistics)
     logger.info(f"{Path(output_dir)/arch.name/'final'}: step {done.statistics['step']:,}, {done.statistics['tokens']:,} tokens, {said}; digest {done.digest[:12]}")
 
