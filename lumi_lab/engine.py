@@ -23,11 +23,11 @@ class LossSum(NamedTuple):
 
 # %% ../nbs/35_engine.ipynb #0d56db9d
 def _exponentials(logits, y):
-    "Of logits [rows, V]: exp(logits-max), their sums, the log of the true sums, and the logits of labels `y`; the last three [rows, 1] in float32"
+    "Of logits [rows, V], which are used up: exp(logits-max), their sums, the log of the true sums, and the logits of labels `y`; the last three [rows, 1] in float32"
     wide = logits.float()
     top = wide.amax(-1, keepdim=True)
     picked = wide.gather(1, y)
-    e = wide.sub_(top).exp_() if not torch.compiler.is_compiling() else (wide-top).exp()
+    e = wide.sub_(top).exp_()
     s = e.sum(-1, keepdim=True)
     return e.to(logits.dtype),s,s.log()+top,picked
 
@@ -52,11 +52,11 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         losses,log_sums = (torch.zeros(len(labels), device=hidden.device) for _ in range(2))
         d_hidden,d_weight = (torch.empty_like(hidden),torch.zeros_like(weight, dtype=torch.float32)) if needed else (None,None)
         with torch.autocast(hidden.device.type, enabled=False):
-            matrix = weight.to(dtype)
+            matrix,logits = weight.to(dtype),torch.empty(min(rows, len(labels)), len(weight), dtype=dtype, device=hidden.device)
             for i in range(0, len(labels), rows):
                 h,y = hidden[i:i+rows].to(dtype),labels[i:i+rows,None]
                 valid,y = y>=0,y.clamp(min=0)
-                e,s,log_sum,picked = exponentials(h@matrix.T, y)                           # e [rows, V], the rest [rows, 1]
+                e,s,log_sum,picked = exponentials(torch.mm(h, matrix.T, out=logits[:len(h)]), y)                        # e [rows, V], the rest [rows, 1]
                 losses[i:i+rows],log_sums[i:i+rows] = ((log_sum-picked)*valid)[:,0],(log_sum*valid)[:,0]
                 if not needed: continue
                 slope = 1+2*z_loss*log_sum
@@ -65,7 +65,6 @@ class _SlicedCrossEntropy(torch.autograd.Function):
                 d_hidden[i:i+rows] = (e@matrix)*scale
                 if dtype==torch.float32: d_weight.addmm_(e.T, h*scale)
                 else: d_weight += e.T@(h*scale).to(dtype)
-                del e                                                                      # or it stands beside the next slice's logits
         if needed: ctx.save_for_backward(d_hidden, d_weight.to(weight.dtype))
         ctx.mark_non_differentiable(losses)
         return losses.sum()+z_loss*(log_sums**2).sum(),losses

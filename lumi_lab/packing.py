@@ -7,7 +7,7 @@ __all__ = ['token_dtype', 'PackedWriter', 'PackedTokens', 'document_positions', 
            'PackedDataset']
 
 # %% ../nbs/25_packing.ipynb #12544787
-import struct
+import mmap, struct
 from array import array
 from functools import cached_property
 from pathlib import Path
@@ -287,8 +287,11 @@ def rows(self:PackedDataset,
 
 @patch(as_prop=True)
 def _flat(self:PackedDataset):
-    "All tokens, without the overhead that every slice of a memory map has"
-    if '_array' not in self.__dict__: self._array = np.asarray(self.tokens.tokens)
+    "All tokens, in a mapping of its own for rows in random order: the system reads what is asked for, and not megabytes around it"
+    if '_array' not in self.__dict__:
+        mapped = np.memmap(f'{self.tokens.prefix}.bin', self.tokens.dtype, 'r')
+        if hasattr(mmap, 'MADV_RANDOM'): mapped._mmap.madvise(mmap.MADV_RANDOM)
+        self._array = np.asarray(mapped)
     return self._array
 
 @patch
