@@ -93,7 +93,7 @@ class Mixture:
         if not datasets or batch_size<1: raise LumiError(f'a mixture needs at least one dataset and one row a step, not {len(datasets)} and {batch_size}')
         _check_datasets(datasets)
         self.datasets,self.batch_size,self.seed,self.start_step = list(datasets),batch_size,seed,start_step
-        self.sequence_length,self.tokenizer_hash = datasets[0].sequence_length,datasets[0].tokenizer_hash
+        self.sequence_length,self.tokenizer_hash,self.masked = datasets[0].sequence_length,datasets[0].tokenizer_hash,getattr(datasets[0], 'masked', False)
         self.n_rows = np.array([d.n_rows for d in datasets], np.int64)
         self.counts = block_counts(self.n_rows if weights is None else weights, len(datasets))
         self._dataset,self._number = interleave(self.counts)
@@ -118,6 +118,7 @@ def _check_datasets(datasets):
             raise LumiError(f'{first.folder} was packed with tokenizer {first.tokenizer_hash},\n{d.folder} with {d.tokenizer_hash};\n'
                             f'pack the second one again: {_repack_command(d, str(folder))}')
         if d.sequence_length!=first.sequence_length: raise LumiError(f'{d.folder} is cut into rows of {d.sequence_length:,}, {first.folder} of {first.sequence_length:,}; open both with one length')
+        if getattr(d, 'masked', False)!=getattr(first, 'masked', False): raise LumiError(f'of {first.folder} and {d.folder} one holds dialogues, the other text; a run learns from one kind')
         if d.digest in digests: raise LumiError(f'{d.folder} and {digests[d.digest]} hold the same data; give it once, with the sum of the weights')
         digests[d.digest] = d.folder
 
@@ -150,21 +151,23 @@ def row_ids(self:Mixture,
 # %% ../nbs/33_batches.ipynb #fe6b5eac
 @patch
 def _read(self:Mixture, step, rank, world):
-    "This rank's rows of a step in the type they have on disk, [batch_size/world, sequence_length+1], and the dataset of each"
+    "This rank's rows of a step in the type they have on disk, [batch_size/world, sequence_length+1], the dataset of each, and of dialogues the loss mask of each token"
     if self.batch_size%world or not 0<=rank<world: raise LumiError(f'a batch of {self.batch_size} rows cannot be divided among {world} processes; choose a batch size that can')
     size = self.batch_size//world
     ids = self.row_ids(step)[rank*size:(rank+1)*size]
-    parts = [part for d,row in ids.tolist() for part in self.datasets[d].parts(row)]
-    return np.concatenate(parts).reshape(size, self.sequence_length+1),ids[:,0].copy()
+    together = lambda parts_of: np.concatenate([part for d,row in ids.tolist() for part in parts_of(self.datasets[d], row)]).reshape(size, self.sequence_length+1)
+    masks = [together(lambda dataset,row: dataset.mask_parts(row))] if self.masked else []
+    return together(lambda dataset,row: dataset.parts(row)),ids[:,0].copy(),*masks
 
-def _as_tensors(tokens, dataset): return dict(tokens=torch.from_numpy(tokens.astype(np.int64)), dataset=torch.from_numpy(dataset))
+def _as_tensors(tokens, dataset, *masks):
+    return dict(tokens=torch.from_numpy(tokens.astype(np.int64)), dataset=torch.from_numpy(dataset), **{'loss_mask':torch.from_numpy(m) for m in masks})
 
 @patch
 def batch(self:Mixture,
     step:int, # from `start_step` on
     rank:int=0, # this process
     world:int=1, # processes; must divide the batch
-)->dict: # tokens, int64 [batch_size/world, sequence_length+1], and dataset, int64 [batch_size/world]
+)->dict: # tokens, int64 [batch_size/world, sequence_length+1]; dataset, int64 [batch_size/world]; of dialogues also loss_mask, uint8, as large as tokens
     "Read this rank's slice of a step; the slices of all ranks, one behind the other, are the global batch"
     return _as_tensors(*self._read(step, rank, world))
 

@@ -145,14 +145,16 @@ def _check(self:RowPlan):
     if not (ordered and inside and full and last): raise LumiError(f'{self.path} is damaged, or belongs to other tokens: its stretches make no rows of {self.sequence_length+1:,} tokens; pack the corpus again with --force')
 
 # %% ../nbs/24_best_fit.ipynb #98be0668
-_PADDING,_BEGIN = np.full(2**12, PAD, np.uint16),np.full(1, BOS, np.uint16)
+_PADDING,_BEGIN,_NOTHING = np.full(2**12, PAD, np.uint16),np.full(1, BOS, np.uint16),np.zeros(2**12, np.uint8)
 
 @patch
 def parts(self:RowPlan,
     row:int, # number of the row
-    tokens:np.ndarray, # the array that the plan is for
+    tokens:np.ndarray, # the array that the plan is for, or one of as many marks
+    marks:bool=False, # `tokens` are marks, 0 for padding and begin marks
 )->list: # arrays that make the row, one behind the other; those of text are views
     "Look up what a row is put together from"
+    padding,begin = (_NOTHING,_NOTHING[:1]) if marks else (_PADDING,_BEGIN)
     if not 0<=row<self.n_rows: raise IndexError(f'{self.path} has rows 0 to {self.n_rows-1}, not {row}')
     firsts,starts,lengths = self.stretches
     first,end = firsts[row:row+2].tolist()
@@ -160,18 +162,19 @@ def parts(self:RowPlan,
     length,*rest = lengths[first:end].tolist()
     res = [tokens[start:start+length]]
     for start,n in zip(others, rest):
-        if start<0: res += [_PADDING[:min(n-i, 2**12)] for i in range(0, n, 2**12)]
+        if start<0: res += [padding[:min(n-i, 2**12)] for i in range(0, n, 2**12)]
         elif n==1: res.append(tokens[start:start+1])
-        else: res += [_BEGIN, tokens[start+1:start+n]]
+        else: res += [begin, tokens[start+1:start+n]]
     return res
 
 @patch
 def rows(self:RowPlan,
     indices:np.ndarray, # row numbers, [N]
-    tokens:np.ndarray, # the array that the plan is for
+    tokens:np.ndarray, # the array that the plan is for, or one of as many marks
+    marks:bool=False, # `tokens` are marks, 0 for padding and begin marks
 )->np.ndarray: # int64 [N, sequence_length+1]
     "Put rows together; the end of a row may be padding"
-    parts = [part for i in np.asarray(indices).tolist() for part in self.parts(i, tokens)]
+    parts = [part for i in np.asarray(indices).tolist() for part in self.parts(i, tokens, marks)]
     return np.concatenate([tokens[:0], *parts]).astype(np.int64).reshape(-1, self.sequence_length+1)
 
 # %% ../nbs/24_best_fit.ipynb #2fa092b9

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['load_transformer', 'Snapshot', 'take_snapshot', 'write_checkpoint', 'CheckpointWriter', 'save_checkpoint',
-           'numbered_checkpoints', 'latest_checkpoint', 'check_checkpoint', 'load_raw_transformer', 'load_checkpoint',
-           'prune_checkpoints']
+           'numbered_checkpoints', 'latest_checkpoint', 'check_checkpoint', 'load_raw_transformer', 'load_adapter',
+           'load_checkpoint', 'prune_checkpoints']
 
 # %% ../nbs/36_checkpoint.ipynb #0fa2938f
 import errno,json,logging,re,shutil,threading,torch
@@ -28,12 +28,17 @@ def _whole(tensor):
     return None if dist.is_initialized() and dist.get_rank() else tensor.to('cpu', copy=True).contiguous()
 
 def _model_weights(model):
-    "The weights of `model` as they are written to disk: name → tensor, tied ones under their first name only"
-    return {name:_whole(p.float()) for name,p in model.named_parameters()}
+    "The weights of `model` as they are written to disk: name → tensor, tied ones under their first name only, adapters merged"
+    merged = {f'{name}.weight':m for name,m in model.named_modules() if hasattr(m, 'merged_weight')}
+    adapters = {id(p) for p in _adapter(model).values()}
+    return {name:_whole(merged[name].merged_weight() if name in merged else p.float()) for name,p in model.named_parameters() if id(p) not in adapters}
 
-def _fill(model, weights, where):
-    "Put `weights` into `model`, every one of them and nothing else"
-    own = dict(model.named_parameters())
+def _adapter(model):
+    "The live adapter weights of `model` by the names of PEFT; empty if it has none"
+    return model.adapter_weights() if hasattr(model, 'adapter_weights') else {}
+
+def _fill(own, weights, where):
+    "Put `weights` into the parameters `own`, every one of them and nothing else"
     if bad := [n for n in weights if n not in own]: raise LumiError(f"{where} has a weight {bad[0]!r} that this model does not know ({len(bad)} such); is its config.json another model's?")
     if bad := [n for n in own if n not in weights]: raise LumiError(f"{where} lacks the weight {bad[0]!r} ({len(bad)} such); is its config.json another model's?")
     if bad := [n for n in own if own[n].shape!=weights[n].shape]:
@@ -51,7 +56,7 @@ def load_transformer(
     if any((folder/n).is_file() for n in MANIFEST_NAMES): check_files(folder, ['config.json', 'model.safetensors'])
     if not (folder/'model.safetensors').is_file(): raise LumiError(f"{folder/'model.safetensors'} is missing; give the folder of a checkpoint, such as checkpoints/pretrain/tiny/final")
     model = Transformer(arch_from_hf(read_json(folder/'config.json'), str(folder/'config.json')), **settings)
-    _fill(model, _read(folder/'model.safetensors'), folder/'model.safetensors')
+    _fill(dict(model.named_parameters()), _read(folder/'model.safetensors'), folder/'model.safetensors')
     return model.to(device).eval()
 
 def _read(path):
@@ -115,6 +120,8 @@ class Snapshot(NamedTuple):
     own:dict # Name → raw weight, where `weights` are a running mean; else empty
     optimizer:dict # "weight's name.what" → tensor
     generators:list|None # Of each process; None but in the first process
+    adapter:dict={} # PEFT's name → tensor, where `weights` are merged with an adapter; else empty
+    adapter_config:dict={} # What PEFT must know of it
 
 def take_snapshot(
     model:Transformer, # Not wrapped; what it shares with the wrapped one are its weights
@@ -127,7 +134,7 @@ def take_snapshot(
         mean = {n:_whole(v) for n,v in average.state().items()}
         own = {'n_updates':mean.pop('n_updates')} | {n:weights[n] for n in mean}
         weights |= mean
-    return Snapshot(model.arch, weights, own, _optimizer_tensors(optimizer), _gather(rng_state()))
+    return Snapshot(model.arch, weights, own, _optimizer_tensors(optimizer), _gather(rng_state()), {n:_whole(p) for n,p in _adapter(model).items()}, getattr(model, 'adapter_config', {}))
 
 # %% ../nbs/36_checkpoint.ipynb #a2daab5a
 def _write(folder, snapshot, tokenizer, state):
@@ -135,9 +142,13 @@ def _write(folder, snapshot, tokenizer, state):
     show = lambda d: json.dumps(d, indent=1, ensure_ascii=False, allow_nan=False)+'\n'
     ids = dict(bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
     (folder/'config.json').write_text(show(hf_config(snapshot.arch, **ids)))
-    (folder/'generation_config.json').write_text(show(dict(ids, _from_model_config=True)))
+    (folder/'generation_config.json').write_text(show(dict(ids, eos_token_id=list(tokenizer.end_ids)) if tokenizer.chat else dict(ids, _from_model_config=True)))
     _save(snapshot.weights, folder/'model.safetensors', metadata=dict(format='pt'))
     tokenizer.save(folder)
+    if snapshot.adapter:
+        (folder/'adapter').mkdir()
+        _save(snapshot.adapter, folder/'adapter/adapter_model.safetensors', metadata=dict(format='pt'))
+        (folder/'adapter/adapter_config.json').write_text(show(snapshot.adapter_config))
     (folder/'training_state').mkdir()
     if snapshot.own: _save(snapshot.own, folder/'training_state/weights.safetensors')
     _save(snapshot.optimizer, folder/'training_state/optimizer.safetensors')
@@ -234,8 +245,18 @@ def load_raw_transformer(
 )->Transformer: # With the weights that the run goes on from, not their running mean
     "Read the model of a checkpoint as training left it"
     model,own = load_transformer(folder, **settings),Path(folder)/'training_state/weights.safetensors'
-    if own.is_file(): _fill(model, {**dict(model.named_parameters()), **{n:w for n,w in _read(own).items() if n!='n_updates'}}, own)
+    parameters = dict(model.named_parameters())
+    if own.is_file(): _fill(parameters, {**parameters, **{n:w for n,w in _read(own).items() if n!='n_updates'}}, own)
     return model
+
+def load_adapter(
+    folder:str|Path, # A sound checkpoint of a run that trains adapters
+    model:Transformer, # The base, with adapters of the same shape
+):
+    "Put the adapters of a checkpoint into a model; raises `LumiError` if it has none, or others"
+    path = Path(folder)/'adapter/adapter_model.safetensors'
+    if not path.is_file(): raise LumiError(f"{path} is missing; {folder} is no checkpoint of a run that trains adapters")
+    _fill(_adapter(model), _read(path), path)
 
 def load_checkpoint(
     folder:str|Path, # A sound checkpoint, see `check_checkpoint`

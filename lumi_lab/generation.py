@@ -105,14 +105,14 @@ def decode(
 # %% ../nbs/45_generation.ipynb #4331227c
 class Generation(NamedTuple):
     text:str # What was written, without stop text
-    ids:list[int] # New tokens, without EOS
-    finish_reason:str # 'eos', 'stop' or 'length'
+    ids:list[int] # New tokens, without the one that ended them
+    finish_reason:str # 'eos' (one of the tokenizer's `end_ids`), 'stop' or 'length'
 
 class _Answer:
     "One answer while it grows: its tokens, its text, its random numbers"
     def __init__(self, tokenizer, sampling, room):
         self.ids,self.text,self.held,self.reason = [],'','',None
-        self.eos_id,self.stop,self.room,self.decoder = tokenizer.eos_id,sampling.stop,room,StreamDecoder(tokenizer)
+        self.end_ids,self.stop,self.room,self.decoder = tokenizer.end_ids,sampling.stop,room,StreamDecoder(tokenizer)
         self.generator = torch.Generator().manual_seed(sampling.seed)
 
     def draw(self): return torch.rand((), generator=self.generator, dtype=torch.float64).item()
@@ -128,7 +128,7 @@ class _Answer:
 
     def take(self, token):
         "Add a token; the text that may be shown now"
-        if token==self.eos_id: self.reason,text = 'eos',''
+        if token in self.end_ids: self.reason,text = 'eos',''
         else:
             self.ids.append(token)
             text = self._show(self.decoder.add(token))

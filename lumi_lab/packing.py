@@ -175,13 +175,14 @@ def rows(self:PackedTokens,
 def document_positions(
     tokens:np.ndarray, # ids, array or torch tensor [..., T]
     eos_id:int, # the mark that ends each document
+    bos_id:int|None=None, # the mark that begins each document; if it is given, end marks do not count
 )->tuple: # positions within the document and document ids, both int64 [..., T]
     "Number the documents of each row and the tokens within each document, both from 0; a row's first document may be the rest of one"
-    ends = (tokens==eos_id)*1
-    index = (ends*0+1).cumsum(-1)-1
-    document_ids = ends.cumsum(-1)-ends
-    first = index*0
-    first[..., 1:] = ends[..., :-1]*index[..., 1:]
+    marks = (tokens==(eos_id if bos_id is None else bos_id))*1
+    index,begins = (marks*0+1).cumsum(-1)-1,marks*1
+    if bos_id is None: begins[..., 1:] = marks[..., :-1]
+    begins[..., 0] = 0
+    document_ids,first = begins.cumsum(-1),begins*index
     start = first.cummax(-1).values if hasattr(first, 'cummax') else np.maximum.accumulate(first, -1)
     return index-start,document_ids
 
@@ -231,6 +232,7 @@ class PackedDataset:
         self.tokenizer_hash = manifest.top['tokenizer_config_hash']
         self.inputs = {i.role:i.path for i in manifest.inputs} # where corpus and tokenizer were, relative to `folder`
         self.n_bytes,self.n_documents,self.n_tokens = manifest.statistics[split]['bytes'],tokens.n_documents,tokens.n_tokens
+        self.masked = manifest.kind=='sft' # there is a loss mask
         self.n_rows = plan.n_rows if plan else tokens.n_rows(sequence_length)
         if not self.n_rows: raise LumiError(f'{folder}/{split} has {self.n_tokens:,} tokens, a row needs {sequence_length+1:,}; pack a larger corpus or train with a shorter sequence_length')
 
@@ -240,36 +242,44 @@ class PackedDataset:
         split:str='train', # 'train' or 'val'
         sequence_length:int|None=None, # inputs of a row; by default what the artifact was packed for
         verify:bool=True, # hash the files again; else compare their sizes only
+        kind:str='packed', # of the artifact: 'packed' or 'sft'
     ): # the split, ready to be read
         "Open one split; LumiError if the artifact is another one, damaged, or too short for a single row"
-        manifest = _packed_manifest(folder, split)
+        manifest = _packed_manifest(folder, split, kind)
         tokens,length = PackedTokens(Path(folder)/split),sequence_length or manifest.config['sequence_length']
         if verify: check_files(folder, _file_names(manifest, split))
         return cls(tokens, manifest, folder, split, length, _row_plan(manifest, folder, split, tokens, length))
 
     def __len__(self): return self.n_rows
-    def __getstate__(self): return {k:v for k,v in self.__dict__.items() if k!='_array'}
+    def __getstate__(self): return {k:v for k,v in self.__dict__.items() if k not in ('_array','_mask')}
     def __repr__(self): return f'{self.name}/{self.split}: {self.n_rows:,} rows of {self.sequence_length:,}, {self.n_documents:,} documents'
 
 # %% ../nbs/25_packing.ipynb #a07db7aa
+_MAKERS = dict(packed=('packed tokens','lumi_pack_dataset'), sft=('packed dialogues','lumi_prepare_sft_corpus'))
+
+def _is_fitted(manifest):
+    "Are its rows packed by best fit?"
+    return manifest.kind=='sft' or manifest.config.get('packing_strategy')=='best_fit'
+
 def _file_names(manifest, split):
     "The files that belong to `split`"
-    return [f'{split}.{end}' for end in (('bin','idx','rows') if manifest.config.get('packing_strategy')=='best_fit' else ('bin','idx'))]
+    return [f'{split}.{end}' for end in ('bin','idx',*['rows']*_is_fitted(manifest),*['mask']*(manifest.kind=='sft'))]
 
 def _row_plan(manifest, folder, split, tokens, length):
     "The row plan of `split`, None if its rows are windows; it is for one row length only"
-    if manifest.config.get('packing_strategy')!='best_fit': return None
+    if not _is_fitted(manifest): return None
     plan,inputs = RowPlan(Path(folder)/f'{split}.rows', tokens.n_tokens),{i.role:(Path(folder)/i.path).resolve() for i in manifest.inputs}
     if plan.sequence_length==length: return plan
+    if manifest.kind=='sft': raise LumiError(f'{folder} was packed into rows of {plan.sequence_length:,}, not of {length:,}; set "sequence_length" to {length} in its config and prepare it again: lumi_prepare_sft_corpus --config YOUR_CONFIG --tokenizer_dir {inputs.get("tokenizer", "TOKENIZER_DIR")} --output_dir {folder} --force')
     raise LumiError(f'{folder} was packed by best_fit into rows of {plan.sequence_length:,}, and its row plan is for these only, not for {length:,}; use a sequence_length of {plan.sequence_length}, '
         f'or pack the corpus again with "sequence_length": {length} in the packing config: lumi_pack_dataset --config YOUR_CONFIG '
         f'--corpus-dir {inputs.get("corpus", "CORPUS_DIR")} --tokenizer-dir {inputs.get("tokenizer", "TOKENIZER_DIR")} --output-dir {folder} --force')
 
-def _packed_manifest(folder, split):
+def _packed_manifest(folder, split, kind='packed'):
     "The manifest of a packed artifact, if the files of `split` have the sizes it says"
-    manifest = load_manifest(folder)
-    if manifest.kind!='packed' or 'tokenizer_config_hash' not in manifest.top:
-        raise LumiError(f'{folder} is a {manifest.kind} artifact, not packed tokens; give a folder that lumi_pack_dataset made')
+    manifest,(what,maker) = load_manifest(folder),_MAKERS[kind]
+    if manifest.kind!=kind or 'tokenizer_config_hash' not in manifest.top:
+        raise LumiError(f'{folder} is a {manifest.kind} artifact, not {what}; give a folder that {maker} made')
     sizes = {f.path:f.size for f in manifest.files if f.path in _file_names(manifest, split)}
     if len(sizes)<len(_file_names(manifest, split)): raise LumiError(f'{folder} has no split {split!r}; use train or val')
     for name,wanted in sizes.items():
@@ -302,3 +312,23 @@ def parts(self:PackedDataset,
     if self.plan: return self.plan.parts(row, self._flat)
     if not 0<=row<self.n_rows: raise IndexError(f'{self.folder}/{self.split} has rows 0 to {self.n_rows-1}, not {row}')
     return [self._flat[row*self.sequence_length:(row+1)*self.sequence_length+1]]
+
+# %% ../nbs/25_packing.ipynb #c58aed26
+@patch(as_prop=True)
+def _flat_mask(self:PackedDataset):
+    if '_mask' not in self.__dict__: self._mask = np.asarray(np.memmap(f'{self.tokens.prefix}.mask', np.uint8, 'r'))
+    return self._mask
+
+@patch
+def masks(self:PackedDataset,
+    indices:np.ndarray, # row numbers, [N]
+)->np.ndarray: # int64 [N, sequence_length+1], 1 where the token is to be learnt
+    "Read the loss mask of rows of dialogues"
+    return self.plan.rows(indices, self._flat_mask, marks=True)
+
+@patch
+def mask_parts(self:PackedDataset,
+    row:int, # its number
+)->list: # arrays of uint8 that make the row's mask
+    "Look up the loss mask of a row, as `parts` its tokens"
+    return self.plan.parts(row, self._flat_mask, marks=True)

@@ -86,18 +86,19 @@ def matrix_rate(
 
 # %% ../nbs/37_run.ipynb #8ab92e1b
 FREE_TO_CHANGE = ('per_device_train_batch_size', 'gradient_accumulation_steps', 'mixed_precision', 'attention', 'torch_compile', 'gradient_checkpointing', 'trackers', 'architecture', 'logging_steps', 'eval_steps', 'eval_rows',
-    'save_steps', 'save_total_limit', 'sample_steps', 'sample_prompts', 'sample_max_new_tokens')
+    'save_steps', 'save_total_limit', 'save_best', 'sample_steps', 'sample_prompts', 'sample_max_new_tokens')
 
 def run_identity(
     arch, # `ArchitectureConfig`
     t:TrainingConfig, # All that is not free to change counts
     mixture:Mixture, # Datasets and proportions
     tokenizer_hash:str, # SHA-256 of the SentencePiece model
+    base:str|None=None, # Digest of the checkpoint that fine-tuning starts from
 )->dict: # What JSON can hold
     "Say what the numbers of a run depend on"
     training = {k:v for k,v in resolved(t).items() if k not in FREE_TO_CHANGE}
     data = {d.name:dict(digest=d.digest, share=share) for d,share in zip(mixture.datasets, mixture.proportions)}
-    return dict(architecture=resolved(arch), training=training, batch_size=t.batch_size, data=data, tokenizer=tokenizer_hash, start=None)
+    return dict(architecture=resolved(arch), training=training, batch_size=t.batch_size, data=data, tokenizer=tokenizer_hash, **dict(base=base) if base else {}, start=None)
 
 def differences(
     there:dict, # Identity of a run that exists
@@ -130,8 +131,8 @@ def _phase_start(resume_from, identity):
     if there['training']['name']==identity['training']['name']:
         _refuse(differences(dict(there, start=None), identity), f"{resume_from} is a checkpoint of another run:", 'go on with what that run was started with, or give the new run another name and output folder')
         return there['start'],False
-    fixed = {k:(there[k], identity[k]) for k in ('architecture', 'tokenizer')} | {'optimizer':(there['training']['optimizer'], identity['training']['optimizer'])}
-    _refuse(differences({k:a for k,(a,_) in fixed.items()}, {k:b for k,(_,b) in fixed.items()}), f"a new phase cannot start from {resume_from}:", 'shape, tokenizer and optimizer stay the same in all phases')
+    fixed = {k:(there.get(k), identity.get(k)) for k in ('architecture', 'tokenizer', 'base')} | {k:(there['training'].get(k), identity['training'].get(k)) for k in ('optimizer', 'lora')}
+    _refuse(differences({k:a for k,(a,_) in fixed.items()}, {k:b for k,(_,b) in fixed.items()}), f"a new phase cannot start from {resume_from}:", 'shape, tokenizer, base, adapters and optimizer stay the same in all phases')
     return dict(step=step, digest=load_manifest(resume_from).digest, name=there['training']['name']),True
 
 def _run_name(folder):
@@ -192,17 +193,17 @@ def lock_folder(
 def sample_text(
     model:Transformer, # In evaluation mode
     tokenizer:Tokenizer, # Of the model
-    prompt:str, # Beginning
+    prompt:str|list[int], # Beginning: text (BOS is put in front) or ids (taken as they are)
     max_new_tokens:int=48, # At most; fewer if the text ends
     temperature:float=0.8, # 0 takes the most probable token
     seed:int=0, # Of the draw
 )->str: # Prompt and continuation
     "Let a model go on from `prompt`, slowly and simply"
     device,generator = next(model.parameters()).device,torch.Generator().manual_seed(seed)
-    ids = tokenizer.encode(prompt, bos=True)
+    ids = tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(prompt)
     for _ in range(max_new_tokens):
         logits = model(torch.tensor([ids[-model.arch.sequence_length:]], device=device))[0,-1].float().cpu()
         logits[[i for i in range(len(logits)) if i==PAD]] = -math.inf
         ids.append(int(torch.multinomial((logits/temperature).softmax(-1), 1, generator=generator)) if temperature else int(logits.argmax()))
-        if ids[-1]==EOS: break
+        if ids[-1] in tokenizer.end_ids: break
     return tokenizer.decode(ids)

@@ -11,13 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from fastcore.basics import patch
 from .artifact import write_atomic
-from .config import LumiError,read_json
+from .config import LumiError,read_json,resolved
 from .pieces import BOS,CHATML,CONTROL,CONTROLS,EOS,PAD,UNK,UNKNOWN,USER_DEFINED,hugging_face_form,model_pieces,train_pieces
 
 # %% ../nbs/15_tokenizer.ipynb #ddcc8827
 class Tokenizer:
     "Text to ids and back, lossless, with ids 0 to 3 fixed, known by the SHA-256 of its model"
     bos_id,eos_id,pad_id,unk_id = BOS,EOS,PAD,UNK
+    chat = None # How dialogues are written: room 55's `Chat`, once there is one
     def __init__(self,
         model:bytes, # A SentencePiece model
         folder:str|Path|None=None, # Where it was read from
@@ -32,6 +33,8 @@ class Tokenizer:
         if problem := _broken_rule(self.processor): raise LumiError(f"{where} cannot be used: {problem}; train one with lumi_train_tokenizer")
     @cached_property
     def special_ids(self): return {p.text:i for i,p in enumerate(model_pieces(self.model)) if p.kind in (UNKNOWN, CONTROL, USER_DEFINED)}
+    @property
+    def end_ids(self): return (EOS,) if self.chat is None else self.chat.end_ids # What ends an answer
     @cached_property
     def _table(self): return _piece_bytes(self.processor)
     def __reduce__(self): return Tokenizer,(self.model, self.folder)
@@ -150,14 +153,16 @@ def _tokenizer_config(tokenizer):
 def save(self:Tokenizer,
     folder:str|Path, # Exists
 ):
-    "Write `spm.model` and the three files that Hugging Face programs read; the same bytes each time"
+    "Write `spm.model` and the three files that Hugging Face programs read, and how dialogues are written, if that is decided; the same bytes each time"
     folder,config = Path(folder),_tokenizer_config(self)
+    if self.chat is not None: config['chat_template'] = self.chat.jinja
     special = {k:v for k,v in config.items() if k in ('unk_token', 'bos_token', 'eos_token', 'pad_token', 'additional_special_tokens')}
     show = lambda d: json.dumps(d, indent=1, ensure_ascii=False)+'\n'
     write_atomic(folder/'spm.model', self.model)
     write_atomic(folder/'tokenizer.json', json.dumps(hugging_face_form(self.model), ensure_ascii=False, separators=(',', ':')))
     write_atomic(folder/'tokenizer_config.json', show(config))
     write_atomic(folder/'special_tokens_map.json', show(special))
+    if self.chat is not None: write_atomic(folder/'template.json', show(resolved(self.chat.template)))
 
 # %% ../nbs/15_tokenizer.ipynb #9020c9b4
 @patch(cls_method=True)

@@ -11,15 +11,15 @@ from pathlib import Path
 from fastcore.basics import patch
 from .artifact import Manifest,load_manifest,write_atomic
 from .batches import loader
-from .budget import TrainingConfig,flops_per_token,out_of_memory_advice,peak_flops
-from .checkpoint import CheckpointWriter,latest_checkpoint,load_checkpoint,load_raw_transformer,numbered_checkpoints,prune_checkpoints,take_snapshot,write_checkpoint
+from .budget import RunConfig,flops_per_token,out_of_memory_advice,peak_flops
+from .checkpoint import CheckpointWriter,latest_checkpoint,load_adapter,load_checkpoint,load_raw_transformer,numbered_checkpoints,prune_checkpoints,take_snapshot,write_checkpoint
 from .config import LumiError,resolved
-from .engine import NO_TARGET,WithLoss,across_processes,train_step
+from .engine import NO_TARGET,WithLoss,across_processes,target_positions,train_step
 from .optim import WeightAverage,build_optimizer,set_learning_rate
 from .packing import document_boundaries,document_positions
 from .run import find_start,lock_folder,matrix_rate,run_identity,sample_text,start_accelerator,wants_compiled
 from .runtime import MetricsLog,progress,seed_everything
-from .tokenizer import EOS,Tokenizer
+from .tokenizer import BOS,EOS,Tokenizer
 
 logger = logging.getLogger('lumi_lab')
 
@@ -30,7 +30,7 @@ class Trainer:
         run:str|Path, # Folder of the run
         fresh_model:callable, # `(**settings) -> Transformer` for a run that starts fresh
         arch, # `ArchitectureConfig` of the model
-        t:TrainingConfig, # All hyperparameters
+        t:RunConfig, # All hyperparameters
         mixture_from:callable, # `(start_step) -> Mixture`, where batches come from; a phase begins its data at its own first step
         tokenizer:Tokenizer, # Of the data
         inputs:list, # `Input`s for the manifest: packed datasets and tokenizer
@@ -40,18 +40,19 @@ class Trainer:
         force:bool=False, # Replace another run in the folder
         num_workers:int=0, # Processes that read batches ahead
         max_hours:float|None=None, # Stop in time to have run no longer than this, with a checkpoint
+        base:str|None=None, # Digest of the checkpoint that `fresh_model` reads, for fine-tuning
     ):
         self.run,self.fresh_model,self.arch,self.t,self.tokenizer,self.inputs = Path(run),fresh_model,arch,t,tokenizer,inputs
         self.loss_fn,self.held_out,self.num_workers = loss_fn,list(held_out),num_workers
         self.started,self.max_hours = time.monotonic(),max_hours
         self.accelerator = start_accelerator(t, self.run)
-        self.identity = run_identity(arch, t, mixture_from(0), tokenizer.sha256)
+        self.identity = run_identity(arch, t, mixture_from(0), tokenizer.sha256, base)
         self.origin,self.mode = find_start(self.run, self.identity, resume_from, force)
         self.mixture = mixture_from((self.identity['start'] or {'step':0})['step'])
         self.step,self.tokens,self.history,self.pending,self.told,self.flags = 0,0,[],[],None,[]
         self.timed,self.seconds,self.mark,self.line,self.stalled,self.longest_save,self.longest_step = 0,0.,None,'',0.,0.,0.
         self.average,self.writer,self.hooks = None,CheckpointWriter(),[]
-        for every,hook,at_end in ((t.logging_steps, Trainer.log, True), (t.eval_steps, Trainer.evaluate, True), (t.sample_steps, Trainer.sample, True), (t.save_steps, Trainer.save, False)): self.add_hook(hook, every, at_end)
+        for every,hook,at_end in ((t.logging_steps, Trainer.log, True), (t.eval_steps, Trainer.evaluate, True), *[(t.eval_steps, Trainer.keep_best, True)]*t.save_best, (t.sample_steps, Trainer.sample, True), (t.save_steps, Trainer.save, False)): self.add_hook(hook, every, at_end)
 
     def add_hook(self,
         hook:callable, # Called with the trainer
@@ -65,7 +66,8 @@ class Trainer:
 def _clear(run):
     "Remove the files of the run in folder `run`"
     for _,p in numbered_checkpoints(run): shutil.rmtree(p)
-    if (run/'final/manifest.json').is_file(): shutil.rmtree(run/'final')
+    for name in ('final', 'best'):
+        if (run/name/'manifest.json').is_file(): shutil.rmtree(run/name)
     for name in ('metrics.jsonl', 'run.json'): (run/name).unlink(missing_ok=True)
 
 @patch
@@ -86,7 +88,10 @@ def _build(self:Trainer):
     "Model and optimizer, wrapped for the machine, in the state the run begins with"
     t,settings = self.t,dict(dropout=self.t.dropout, attention=self.t.attention, gradient_checkpointing=self.t.gradient_checkpointing)
     seed_everything(t.seed)
-    self.model = self.fresh_model(**settings) if self.origin is None else load_raw_transformer(self.origin, **settings)
+    adapted = getattr(t, 'lora', None) is not None
+    self.model = self.fresh_model(**settings) if self.origin is None or adapted else load_raw_transformer(self.origin, **settings)
+    if self.origin is not None and adapted: load_adapter(self.origin, self.model)
+    if adapted and self.accelerator.distributed_type.value=='FSDP': raise LumiError('adapters are not trained in shards: start it with --multi_gpu instead of --use_fsdp, or leave "lora" out of the config')
     if self.accelerator.distributed_type.value!='FSDP': self.model.to(self.accelerator.device)
     self.with_loss = WithLoss(self.model, self.loss_fn)
     if wants_compiled(t.torch_compile, self.accelerator.device): self._compile()
@@ -134,15 +139,19 @@ def begin(self:Trainer):
         phase=f'new phase {self.t.name!r} on the weights and optimizer of {self.origin}, from step {self.step:,}, with fresh data order')[self.mode]
     a = self.accelerator
     a.init_trackers('lumi-lab', {k:v for k,v in resolved(self.t).items() if isinstance(v, (int, float, str))}, {'wandb':dict(name=f'{self.run.name} {self.t.name}', dir=self.run)} if 'wandb' in self.t.trackers else {})
-    logger.info(f'{self.run}: {how}; {self.arch.n_parameters:,} parameters, {a.num_processes} process{"es" if a.num_processes>1 else ""} on {a.device}, mixed precision {a.mixed_precision}, {"compiled" if getattr(self.model, "compiled", False) else "not compiled"}, '
+    trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+    learning = '' if trained==self.arch.n_parameters or a.distributed_type.value=='FSDP' else f' and {trained:,} of adapters, which alone are trained'
+    logger.info(f'{self.run}: {how}; {self.arch.n_parameters:,} parameters{learning}, {a.num_processes} process{"es" if a.num_processes>1 else ""} on {a.device}, mixed precision {a.mixed_precision}, {"compiled" if getattr(self.model, "compiled", False) else "not compiled"}, '
         f'batches of {self.t.batch_size} × {self.mixture.sequence_length} tokens, {self.t.max_steps:,} steps')
 
 # %% ../nbs/38_trainer.ipynb #db64d4fa
 @patch
 def _on_device(self:Trainer, batch):
     "A batch on the device, with positions and document ids if documents are masked; on CUDA by way of page-locked memory, so that nobody waits for the copy"
+    dialogues = self.mixture.masked
+    if dialogues: batch = dict(batch, targets=target_positions(batch, 2048 if getattr(self.model, 'compiled', False) else 1))
     if self.t.document_mask:
-        positions,document_ids = document_positions(batch['tokens'], EOS)
+        positions,document_ids = document_positions(batch['tokens'], EOS, BOS if dialogues else None)
         batch = dict(batch, positions=positions, document_ids=document_ids, boundaries=document_boundaries(document_ids[:,:-1]))
     device = self.accelerator.device
     pinned = lambda v: v.pin_memory() if device.type=='cuda' and v.device.type=='cpu' else v
@@ -222,7 +231,8 @@ def _speed(self:Trainer, n_steps):
     if not self.timed: return {}
     tokens_per_second = self.timed*self.t.batch_size*self.mixture.sequence_length/self.seconds
     self.timed,self.seconds = 0,0.
-    use = dict(mfu=tokens_per_second*flops_per_token(self.arch, self.mixture.sequence_length)/self._peak()) if self._peak() else {}
+    whole = all(p.requires_grad for p in self.model.parameters())                          # with frozen weights a token costs less than the formula says
+    use = dict(mfu=tokens_per_second*flops_per_token(self.arch, self.mixture.sequence_length)/self._peak()) if whole and self._peak() else {}
     return dict(tokens_per_second=tokens_per_second, **use)
 
 # %% ../nbs/38_trainer.ipynb #404ebab1
@@ -243,7 +253,8 @@ def _held_out_sums(self:Trainer, dataset, n_rows, token_bytes):
     for start in range(0, n_rows, size*world):
         rows = np.arange(start+rank*size, min(start+(rank+1)*size, n_rows))
         tokens = torch.from_numpy(dataset.rows(rows if len(rows) else [0]))
-        batch = dict(tokens=tokens, loss_mask=torch.full_like(tokens, bool(len(rows))))    # a process without rows reads one that does not count
+        mask = torch.from_numpy(dataset.masks(rows)) if len(rows) and self.mixture.masked else torch.full_like(tokens, bool(len(rows)))   # a process without rows reads one that does not count
+        batch = dict(tokens=tokens, loss_mask=mask)
         out = self.with_loss(dict(self._on_device(batch), token_bytes=token_bytes))
         for k,v in dict(total=out.total, n_targets=out.n_targets, **out.metrics).items(): sums[k] = sums.get(k, 0)+v.double()
     return {k:float(v) for k,v in across_processes(sums).items()}
@@ -265,7 +276,10 @@ def evaluate(self:Trainer):
 def sample(self:Trainer):
     "Let the model go on from the config's prompts, on the first process"
     if self.accelerator.distributed_type.value=='FSDP' or not self.accelerator.is_main_process: return
-    with self._looking(), self.accelerator.autocast(): texts = [sample_text(self.model, self.tokenizer, p, self.t.sample_max_new_tokens, seed=self.t.seed) for p in self.t.sample_prompts]
+    chat = self.tokenizer.chat
+    prompts = [chat.prompt_ids([dict(role='user', content=p)]) for p in self.t.sample_prompts] if chat else self.t.sample_prompts
+    how = dict(max_new_tokens=self.t.sample_max_new_tokens, seed=self.t.seed, **dict(temperature=0.) if chat else {})
+    with self._looking(), self.accelerator.autocast(): texts = [sample_text(self.model, self.tokenizer, p, **how) for p in prompts]
     self.metrics.write(step=self.step, samples=texts)
     for text in texts: logger.info(f'step {self.step:,} sample: {text!r}')
 
@@ -282,7 +296,7 @@ def save(self:Trainer,
     scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
     state = dict(step=self.step, tokens=self.tokens, identity=self.identity, pending=list(self._flushed()), history=list(self.history), scaler=scaler,
         data=dict(seed=self.mixture.seed, start_step=self.mixture.start_step, next_step=self.step))
-    last = {k:v for r in self.history for k,v in r.items() if k in ('loss', 'held_out_loss', 'perplexity', 'bits_per_byte')}
+    last = {k:v for r in self.history for k,v in r.items() if k in ('loss', 'held_out_loss', 'perplexity', 'bits_per_byte')} | self._best()
     statistics,after = dict(step=self.step, tokens=self.tokens, **last),(self.identity['start'] or {'step':0})['step']
     def write():
         begin = time.perf_counter()
@@ -294,6 +308,17 @@ def save(self:Trainer,
     if wait: self.writer.settle()
     self.stalled += time.perf_counter()-start
     return folder
+
+@patch
+def _best(self:Trainer):
+    "Step and held-out loss of the best look so far, where the best is kept"
+    looks = [(r['held_out_loss'], r['step']) for r in self.history if 'held_out_loss' in r and r['step']] if self.t.save_best else []
+    return dict(zip(('best_held_out_loss', 'best_step'), min(looks))) if looks else {}
+
+@patch
+def keep_best(self:Trainer):
+    "Save the model as `best` if no earlier look at held-out text found a lower loss"
+    if self._best().get('best_step')==self.step: self.save('best')
 
 # %% ../nbs/38_trainer.ipynb #e3aaefcf
 OUT_OF_TIME = 1 # beside the numbers of signals
