@@ -111,6 +111,7 @@ class RunConfig(Config):
     def total_schedule_steps(self): return self.schedule_steps or self.max_steps
     @model_validator(mode='after')
     def _sound(self):
+        if self.max_steps is None: return self                                             # fine-tuning may count epochs; checked again when the rows are known
         if self.max_steps>self.total_schedule_steps: raise ValueError(f"max_steps {self.max_steps:,} lies beyond the schedule's {self.total_schedule_steps:,} steps")
         if self.warmup_steps>=self.total_schedule_steps: raise ValueError(f"warmup_steps {self.warmup_steps:,} leaves nothing of the schedule's {self.total_schedule_steps:,} steps")
         if (self.lr_schedule=='wsd')!=(self.decay_ratio is not None): raise ValueError('decay_ratio belongs to lr_schedule "wsd": give both or neither')
