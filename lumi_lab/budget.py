@@ -105,10 +105,8 @@ class RunConfig(Config):
     sample_max_new_tokens:int=Field(48, gt=0) # Length of a sample, in tokens
     trackers:list[Literal['tensorboard','wandb','trackio']]=[] # Where else the log goes, beside metrics.jsonl
     save_best:bool=False # Keep the checkpoint with the lowest held-out loss, as `best`
-    @property
-    def batch_size(self): return self.per_device_train_batch_size*self.gradient_accumulation_steps
-    @property
-    def total_schedule_steps(self): return self.schedule_steps or self.max_steps
+    batch_size = property(lambda self: self.per_device_train_batch_size*self.gradient_accumulation_steps)
+    total_schedule_steps = property(lambda self: self.schedule_steps or self.max_steps)
     @model_validator(mode='after')
     def _sound(self):
         if self.max_steps is None: return self                                             # fine-tuning may count epochs; checked again when the rows are known
@@ -118,6 +116,7 @@ class RunConfig(Config):
         if (self.optimizer=='muon')!=(self.muon_learning_rate is not None): raise ValueError('muon_learning_rate belongs to optimizer "muon": give both or neither')
         return self
 
+# %% ../nbs/31_budget.ipynb #54bb3098
 class TrainingConfig(RunConfig):
     "All hyperparameters of a pretraining run"
     architecture:str # Config path of the architecture

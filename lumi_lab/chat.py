@@ -123,6 +123,7 @@ class Chat:
         self._end = special[template.end]
         self.end_ids = tuple(dict.fromkeys((self._end, EOS))) # Any of them ends an answer
         spelt = [text for text,i in special.items() if i>PAD and len(text)>1]
+        self.marker_ids = sorted({i for text,i in special.items() if i>PAD and text in json.dumps(template.model_dump(), ensure_ascii=False)}) # Of the template's markers; no text has taught them
         self._begins = commonprefix(spelt) # `<|`: a text without it spells none of them
         self._spelt = re.compile('(?='+('|'.join(map(re.escape, spelt)) or '(?!)')+')')
         self._known = {} # Fixed text → its ids

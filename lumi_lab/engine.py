@@ -47,10 +47,11 @@ def _matmul_dtype(hidden):
 # %% ../nbs/35_engine.ipynb #dabe8afa
 class _SlicedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, labels, z_loss, rows, compiled):
+    def forward(ctx, hidden, weight, labels, z_loss, rows, compiled, learnt, learnt_ids):
         needed,learns,dtype,exponentials = any(ctx.needs_input_grad),ctx.needs_input_grad[1],_matmul_dtype(hidden),_compiled_exponentials() if compiled else _exponentials
         losses,log_sums = (torch.zeros(len(labels), device=hidden.device) for _ in range(2))
         d_hidden,d_weight = torch.empty_like(hidden) if needed else None,torch.zeros_like(weight, dtype=torch.float32) if learns else None
+        d_learnt = torch.zeros_like(learnt, dtype=torch.float32) if needed and learnt is not None else None
         with torch.autocast(hidden.device.type, enabled=False):
             matrix,logits = weight.to(dtype),torch.empty(min(rows, len(labels)), len(weight), dtype=dtype, device=hidden.device)
             for i in range(0, len(labels), rows):
@@ -63,17 +64,18 @@ class _SlicedCrossEntropy(torch.autograd.Function):
                 e.scatter_add_(1, y, (-s/slope).to(dtype))
                 scale = valid*slope/s                                                      # d_logits = e·scale
                 d_hidden[i:i+rows] = (e@matrix)*scale
+                if d_learnt is not None: d_learnt += e[:,learnt_ids].float().T@(h*scale)
                 if not learns: continue
                 if dtype==torch.float32: d_weight.addmm_(e.T, h*scale)
                 else: d_weight += e.T@(h*scale).to(dtype)
-        if needed: ctx.save_for_backward(d_hidden, d_weight.to(weight.dtype) if learns else None)
+        if needed: ctx.save_for_backward(d_hidden, d_weight.to(weight.dtype) if learns else None, None if d_learnt is None else d_learnt.to(learnt.dtype))
         ctx.mark_non_differentiable(losses)
         return losses.sum()+z_loss*(log_sums**2).sum(),losses
 
     @staticmethod
     def backward(ctx, scale, _):
-        d_hidden,d_weight = ctx.saved_tensors
-        return (d_hidden*scale).to(d_hidden.dtype),None if d_weight is None else (d_weight*scale).to(d_weight.dtype),*[None]*4
+        d_hidden,d_weight,d_learnt = (None if d is None else (d*scale).to(d.dtype) for d in ctx.saved_tensors)
+        return d_hidden,d_weight,*[None]*4,d_learnt,None
 
 def summed_cross_entropy(
     hidden:Tensor, # [N, D] states after the final norm
@@ -82,9 +84,10 @@ def summed_cross_entropy(
     z_loss:float=0., # Weight of the squared log of the softmax's denominator
     rows:int|None=None, # Positions per slice; chosen by size of the vocabulary if None
     compiled:bool=False, # Compile the passes over the logits
+    learnt:tuple[Tensor,Tensor]|None=None, # Of a frozen `weight`, the few rows that are trained all the same: a copy [n, D] that gets their gradient, and their numbers [n]
 )->tuple[Tensor,Tensor]: # The sum, z-loss included, with gradient; and each position's cross-entropy [N] in float32, without
     "Take the cross-entropy of `hidden @ weight.T` without ever holding all logits"
-    return _SlicedCrossEntropy.apply(hidden, weight, labels, z_loss, rows or _slice_rows(weight), compiled)
+    return _SlicedCrossEntropy.apply(hidden, weight, labels, z_loss, rows or _slice_rows(weight), compiled, *(learnt or (None, None)))
 
 # %% ../nbs/35_engine.ipynb #359c9533
 def shifted(
@@ -117,7 +120,7 @@ def next_token_loss(
     read,labels = shifted(batch)
     z_loss,states,labels = z_loss*model.training,model.hidden(**read).flatten(0, 1),labels.flatten()
     if (targets:=batch.get('targets')) is not None: states,labels = states[targets],labels[targets]
-    total,losses = summed_cross_entropy(states, model.lm_head.weight, labels, z_loss, compiled=getattr(model, 'compiled', False))
+    total,losses = summed_cross_entropy(states, model.lm_head.weight, labels, z_loss, compiled=getattr(model, 'compiled', False), learnt=getattr(model, 'learnt_rows', None))
     metrics = dict(cross_entropy=losses.sum()) if z_loss else {}
     if (table:=batch.get('token_bytes')) is not None:
         size = table[labels.clamp(min=0)]*(labels>=0)

@@ -21,6 +21,7 @@ class LoRAConfig(Config):
     lora_alpha:float=Field(gt=0) # What the adapter adds is scaled by lora_alpha / r
     lora_dropout:float=Field(0.0, ge=0, lt=1) # Share of an adapter's inputs set to zero in training
     target_modules:list[Literal[LAYERS]]=Field(list(LAYERS), min_length=1) # Linear layers of each block that get one
+    train_markers:bool=True # Train the word vectors of the template's markers too: no text has taught them what an answer's end is
 
     @model_validator(mode='after')
     def _once(self):

@@ -288,6 +288,7 @@ def _packed_manifest(folder, split, kind='packed'):
         if (size:=path.stat().st_size)!=wanted: raise LumiError(f'{path} has {size:,} bytes, its manifest says {wanted:,}; pack the corpus again with --force')
     return manifest
 
+# %% ../nbs/25_packing.ipynb #269f2a32
 @patch
 def rows(self:PackedDataset,
     indices:np.ndarray, # row numbers, [N]

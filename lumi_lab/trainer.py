@@ -216,6 +216,7 @@ def log(self:Trainer):
     self.note(record, **passing)
     self.line = f"loss {record['loss']:.3f}, lr {record['lr']:.2e}"+(f", {passing['tokens_per_second']:,.0f} tokens/s" if passing else '')+(f", MFU {passing['mfu']:.0%}" if 'mfu' in passing else '')
 
+# %% ../nbs/38_trainer.ipynb #2ef938ec
 @patch
 def _peak(self:Trainer):
     "Operations per second that all devices could do at best: by data sheet on known cards, measured on CPUs, else unknown"
@@ -272,6 +273,7 @@ def evaluate(self:Trainer):
     self.note(dict(record, epochs={d.name:e for d,e in zip(self.mixture.datasets, self.mixture.epochs(self.step))}))
     logger.info(f"step {self.step:,}: held-out loss {loss:.3f}, perplexity {record['perplexity']:,.1f}, {record['bits_per_byte']:.3f} bits per byte, epoch {max(self.mixture.epochs(self.step)):.2f}, {self.step/self.t.max_steps:.0%} done")
 
+# %% ../nbs/38_trainer.ipynb #a5884f54
 @patch
 def sample(self:Trainer):
     "Let the model go on from the config's prompts, on the first process"

@@ -86,14 +86,22 @@ def configs():
     from lumi_lab.train_tokenizer import TokenizerConfig
     from lumi_lab.pack_dataset import PackingConfig
     from lumi_lab.evaluate_pretrain import EvaluationConfig
+    from lumi_lab.chat import ChatTemplate
+    from lumi_lab.prepare_sft_corpus import SFTCorpusConfig
+    from lumi_lab.finetuning import FinetuningConfig
+    from lumi_lab.instruction_checks import SmokePrompts
+    from lumi_lab.evaluate_sft import SFTEvaluationConfig
     from lumi_lab.pipeline import PipelineConfig
     kinds = {'architectures':ArchitectureConfig, 'pretrain/corpus':CorpusConfig, 'pretrain/sources':SourceConfig, 'pretrain/tokenizer':TokenizerConfig,
-        'pretrain/packing':PackingConfig, 'pretrain/training':TrainingConfig, 'evaluation':EvaluationConfig, 'pipeline':PipelineConfig}
+        'pretrain/packing':PackingConfig, 'pretrain/training':TrainingConfig, 'evaluation':EvaluationConfig, 'pipeline':PipelineConfig,
+        'chat':ChatTemplate, 'sft/datasets':SFTCorpusConfig, 'sft/training':FinetuningConfig}
+    special = {'evaluation/smoke_prompts':SmokePrompts, 'evaluation/sft_standard':SFTEvaluationConfig, 'evaluation/sft_quickstart':SFTEvaluationConfig}
     bad = []
     for p in sorted((LIB/'config').rglob('*.json')):
         folder = p.parent.relative_to(LIB/'config').as_posix()
-        if folder not in kinds: bad.append(f'{p}: no class reads configs in {folder}'); continue
-        try: load_config(kinds[folder], p)
+        kind = special.get(f'{folder}/{p.stem}') or kinds.get(folder)
+        if kind is None: bad.append(f'{p}: no class reads configs in {folder}'); continue
+        try: load_config(kind, p)
         except LumiError as e: bad.append(str(e))
     return bad
 

@@ -19,6 +19,11 @@ mv checkpoints/pretrain checkpoints/whole
 lumi_pretrain --config config/pretrain/training/chinchilla_tiny_phase_a.json --data_dirs data/processed/tiny_23M_1024 --tokenizer_dir data/models/tokenizers/spm_32k --output_dir checkpoints/pretrain
 lumi_pretrain --config config/pretrain/training/chinchilla_tiny_phase_b.json --data_dirs A B --data_weights 0.50 0.50 --tokenizer_dir data/models/tokenizers/spm_32k --output_dir checkpoints/pretrain --resume_from_checkpoint checkpoints/pretrain/tiny/step_15000
 lumi_verify checkpoints/pretrain/tiny/final
+lumi_prepare_sft_corpus --config config/sft/datasets/alpaca_chatml.json --tokenizer_dir data/models/tokenizers/spm_32k --output_dir data/sft_processed/alpaca_chatml
+lumi_prepare_sft_corpus --config config/sft/datasets/oasst1_chatml.json --tokenizer_dir data/models/tokenizers/spm_32k --output_dir data/sft_processed/oasst1_chatml
+accelerate launch --mixed_precision bf16 -m lumi_lab.train_sft --config config/sft/training/lora_optimal_tiny_23m.json --model_path checkpoints/pretrain/tiny/final --data_dirs data/sft_processed/alpaca_chatml data/sft_processed/oasst1_chatml --data_weights 0.7 0.3 --tokenizer_dir data/models/tokenizers/spm_32k --output_dir checkpoints/sft/tiny
+lumi_evaluate_sft --config config/evaluation/sft_standard.json --model_path checkpoints/sft/tiny/final --tokenizer_dir data/models/tokenizers/spm_32k --output_file evaluation_results/sft/tiny/results.json
+lumi_verify checkpoints/sft/tiny/final
 """
 
 draw = random.Random(0)
@@ -44,6 +49,12 @@ def lay_inputs():
         few = dict(per_device_train_batch_size=2, gradient_accumulation_steps=1, max_steps=steps, schedule_steps=20, warmup_steps=2, eval_rows=2, logging_steps=1, save_steps=2, sample_max_new_tokens=4)
         mine = Path('config/pretrain/training')/path.name; mine.parent.mkdir(parents=True, exist_ok=True)
         mine.write_text(json.dumps(json.loads(path.read_text()) | few))
+    path = find_config('sft/training/lora_optimal_tiny_23m.json')
+    mine = Path('config/sft/training')/path.name; mine.parent.mkdir(parents=True)
+    mine.write_text(json.dumps(json.loads(path.read_text()) | dict(num_train_epochs=None, max_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=1, logging_steps=1, eval_steps=1, eval_rows=2, save_steps=1, sample_steps=2, sample_max_new_tokens=4)))
+    for folder,rows in (('alpaca', [dict(instruction=f'What is {n} plus {n}?', input='' if n%2 else 'Answer in digits.', output=f'{n+n}.') for n in range(60)]), ('oasst1', list(oasst1_rows(60)))):
+        place = Path('data/raw')/folder; place.mkdir(parents=True)
+        (place/'part.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows))
     from lumi_lab.budget import ArchitectureConfig,count_parameters
     shape = json.loads(find_config('architectures/tiny.json').read_text()) | dict(n_layer=1, d_model=64, n_head=1)
     shape['n_parameters'] = count_parameters(ArchitectureConfig.model_construct(**shape))['total']
@@ -51,6 +62,13 @@ def lay_inputs():
     data = Path('data/eval'); data.mkdir(parents=True)
     (data/'wikitext2_test.jsonl').write_text(''.join(json.dumps(dict(text=t))+'\n' for t in ('', ' = Ada = \n', '', ' She wrote the first program , and a <unk> of letters . \n')))
     (data/'boolq_validation.jsonl').write_text(''.join(json.dumps(dict(question=f'is {n} even', passage=f'{n} -- A number.', label=1-n%2))+'\n' for n in range(6)))
+
+def oasst1_rows(n):
+    "Small trees with the columns of OASST1: a question, two ranked answers, a question about the better one"
+    for i in range(n):
+        base = dict(lang='en', deleted=False, review_result=True, tree_state='ready_for_export', labels=dict(name=['quality'], value=[.9]))
+        said = [(f'{i}q', None, 'prompter', f'Who is {NAMES[i]}?', None), (f'{i}a', f'{i}q', 'assistant', f'{NAMES[i]} is a name.', 0), (f'{i}b', f'{i}q', 'assistant', 'No idea.', 1), (f'{i}r', f'{i}a', 'prompter', 'Of what?', 0), (f'{i}s', f'{i}r', 'assistant', 'Of nobody.', 0)]
+        for id,parent,role,text,rank in said: yield dict(base, message_id=id, parent_id=parent, role=role, text=text, rank=rank)
 
 def run_all(bin_folder, env):
     "Run each command; the number of those that failed"
