@@ -256,7 +256,14 @@ def load_adapter(
     "Put the adapters of a checkpoint into a model; raises `LumiError` if it has none, or others"
     path = Path(folder)/'adapter/adapter_model.safetensors'
     if not path.is_file(): raise LumiError(f"{path} is missing; {folder} is no checkpoint of a run that trains adapters")
-    _fill(_adapter(model), _read(path), path)
+    own,tensors = _adapter(model),_read(path)
+    if not own: raise LumiError('this model has no adapters; call add_lora before load_adapter')
+    if odd := [n for n in tensors if n not in own]: raise LumiError(f"{path} has a weight {odd[0]!r} that this model has no place for ({len(odd)} such); set target_modules as it was trained")
+    if odd := [n for n in own if n not in tensors]: raise LumiError(f"{path} lacks the weight {odd[0]!r} ({len(odd)} such); set target_modules as it was trained")
+    if odd := [n for n in own if own[n].shape!=tensors[n].shape]:
+        raise LumiError(f"{odd[0]!r} has shape {tuple(tensors[odd[0]].shape)} in the adapter and {tuple(own[odd[0]].shape)} in this model; set r as it was trained, or take the base that it was trained on")
+    with torch.no_grad():
+        for n,p in own.items(): p.copy_(tensors[n])
 
 def load_checkpoint(
     folder:str|Path, # A sound checkpoint, see `check_checkpoint`

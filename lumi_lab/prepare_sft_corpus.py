@@ -23,6 +23,7 @@ from .tokenizer import Tokenizer
 from .best_fit import packing_shares,plan_rows,write_plan
 from .packing import PackedTokens,PackedWriter,order_key,split_of
 from .chat import Chat,Rendered,load_template
+from . import speech_questions # its format becomes known by importing it
 from .dialogues import Dialogue,DialogueCleaning,DialogueFilters,DialogueSource,clean_dialogue,judge_dialogue,prompt_text,read_dialogues
 
 # %% ../nbs/60_prepare_sft_corpus.ipynb #7e9f5aab

@@ -125,9 +125,10 @@ def hidden(self:Transformer,
     x = self.dropout(self.model.embed_tokens(tokens))                          # [B, T, D]
     if cache is None: mask,boundaries = self._separation(x, document_ids, boundaries)
     rotary,saving = self.rotary(n, positions),self.gradient_checkpointing and self.training and cache is None
+    dropping = self.dropout.p>0 or getattr(self, 'adapter_config', {}).get('lora_dropout', 0)>0
     for i,block in enumerate(self.model.layers):
         args = x,rotary,mask,cache,0 if cache is None else i,boundaries        # a number that changed from block to block would be compiled for each
-        x = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=self.dropout.p>0) if saving else block(*args)
+        x = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=dropping) if saving else block(*args)
     if cache is not None: cache.advance(n)
     return self.model.norm(x)
 
