@@ -95,6 +95,7 @@ def answer_lines(
     for r in records: shown.setdefault(r['id'].split('/')[1] if r['id'].count('/')==3 else r['source'], []).append(r)
     lines += ['', f"held-out questions answered exactly{'':16} base  fine-tuned"]
     lines += [f"  {name:44} {share(some, base)}      {share(some, itself)}   of {len(some):,}" for name,some in [*sorted(shown.items()), ('all', records)]]
+    if any('new-year' in name for name in shown): lines.append('  (new-year: about years that no question of the training asks about)')
     for some in [s for s in shown.values() if any(r['exact'] for r in s)][:3]:
         r = next(r for r in some if r['exact'])
         lines += ['', f"  {r['messages'][-1]['content']}".replace('\n', ' '), f"    base:       {base(r)['text'][:90]!r}", f"    fine-tuned: {r['text']!r}"]
