@@ -57,6 +57,18 @@ def flags():
     "No bare except, and none that passes over an error and goes on"
     return [f'{p.name}: {m[0]!r}' for p in rooms() for s in code_cells(p) for m in re.finditer(r'except\s*:|except( Base| )*Exception[^\n]*:\s*(pass|continue)\b|except[^\n]*:\s*continue\b', s)]
 
+def imports():
+    "Imports of tests stand in cells of their own: a cell that imports and does more is run when the site is built"
+    bad = []
+    for p in rooms():
+        for s in code_cells(p):
+            if re.search(r'^#\|\s*(exports?\b|eval:\s*false)', s, re.M): continue
+            tree = ast.parse(re.sub(r'^[%!].*$', '', s, flags=re.M))
+            found = [n for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom))]
+            others = [n for n in tree.body if not isinstance(n, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)) and not ast.unparse(n).startswith('sys.path.insert')]
+            if found and others and 'nbdev_export' not in s: bad.append(f'{p.name}: {ast.unparse(found[0])} stands beside other code')
+    return bad
+
 def budgets():
     "Warn where a cell, a room or its outputs outgrow their budget; refuse only the hard limits"
     bad = []
@@ -136,7 +148,7 @@ def wheel():
         bad += [f'not in the wheel: {n}' for n in sorted(here-shipped)]
     return bad
 
-CHECKS = [clean, in_step, floors, flags, budgets, configs, readme, no_places, wheel]
+CHECKS = [clean, in_step, floors, flags, imports, budgets, configs, readme, no_places, wheel]
 if __name__=='__main__':
     wanted,failed = [c for c in CHECKS if c.__name__ in sys.argv[1:] or len(sys.argv)==1],0
     for c in wanted:
