@@ -265,6 +265,7 @@ def load_adapter(
     with torch.no_grad():
         for n,p in own.items(): p.copy_(tensors[n])
 
+# %% ../nbs/36_checkpoint.ipynb #2f77d66a
 def load_checkpoint(
     folder:str|Path, # A sound checkpoint, see `check_checkpoint`
     optimizer:torch.optim.Optimizer|None=None, # Fresh; gets its state
