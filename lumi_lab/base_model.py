@@ -6,14 +6,15 @@
 __all__ = ['BaseModel', 'open_base', 'open_dialogues', 'weights_of']
 
 # %% ../nbs/67_base_model.ipynb #7ce60d95
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 from .artifact import load_manifest
 from .budget import ArchitectureConfig
-from .chat import Chat,ChatTemplate
+from .chat import Chat,ChatTemplate,template_of
 from .checkpoint import load_transformer
-from .config import LumiError,parse_config,read_json
+from .config import LumiError,parse_config,read_json,resolved
 from .finetuning import LoRAConfig
 from .loading import open_pair
 from .lora import add_lora
@@ -42,22 +43,32 @@ def open_base(
 
 # %% ../nbs/67_base_model.ipynb #5b815e86
 def open_dialogues(
-    data_dirs:list, # Packed dialogues
+    data_dirs:list, # Packed dialogues, or packed preference pairs
     base:BaseModel, # Who is to learn from them; its tokenizer is told the template
-    kind:str='sft', # Of the artifacts
+    kind:str='sft', # Of the artifacts: 'sft' or 'dpo'
 )->tuple[list,list]: # `PackedDataset`s: the training splits, the validation splits
     "Open both splits of all data sets; raises `LumiError` unless all fit the base and each other"
     templates = {str(d):load_manifest(d).top.get('template') for d in data_dirs}
     train,val = ([PackedDataset.open(d, split, kind=kind) for d in data_dirs] for split in ('train', 'val'))
     first,*others = templates
     for d,packed in zip(templates, train):
-        check_tokenizer(packed.tokenizer_hash, base.tokenizer, f'{d} (packed dialogues)', f'lumi_prepare_sft_corpus --config YOUR_CONFIG --tokenizer_dir {base.tokenizer.folder} --output_dir {d} --force')
-        if packed.sequence_length>base.arch.sequence_length:
-            raise LumiError(f"{d} has rows of {packed.sequence_length:,} tokens, the context of {base.folder} is {base.arch.sequence_length:,}; set \"sequence_length\": {base.arch.sequence_length} in its config and prepare it again with --force")
+        check_tokenizer(packed.tokenizer_hash, base.tokenizer, f'{d} (packed dialogues)', f'lumi_prepare_{kind}_corpus --config YOUR_CONFIG --tokenizer_dir {base.tokenizer.folder} --output_dir {d} --force')
+        if packed.context>base.arch.sequence_length:
+            raise LumiError(f"{d} has dialogues of up to {packed.context:,} tokens, the context of {base.folder} is {base.arch.sequence_length:,}; set \"sequence_length\": {base.arch.sequence_length} in its config and prepare it again with --force")
     for d in others:
         if templates[d]!=templates[first]: raise LumiError(f"{first} is written as {templates[first]['name']!r}, {d} as {templates[d]['name']!r}{', otherwise' if templates[first]['name']==templates[d]['name'] else ''}; a model speaks one template: prepare one of them again with the other's")
-    base.tokenizer.chat = Chat(parse_config(ChatTemplate, templates[first], f'the template of {first}'), base.tokenizer)
+    template = parse_config(ChatTemplate, templates[first], f'the template of {first}')
+    if kind=='dpo': _check_fine_tuned(base, template, first)
+    base.tokenizer.chat = Chat(template, base.tokenizer)
     return train,val
+
+def _check_fine_tuned(base, template, data):
+    "Preferences are for a model that answers, in the template it answers in"
+    if not (base.folder/'template.json').is_file():
+        logging.getLogger('lumi_lab').warning(f'{base.folder} was not fine-tuned on dialogues (it has no template.json): a base model, which does not know what an answer is, will learn preferences between answers; usually one gives the model that lumi_train_sft made')
+    elif (own:=template_of(base.folder))!=template:
+        same = '; the two have one name but differ' if own.name==template.name else ''
+        raise LumiError(f"{base.folder} speaks template {own.name!r}, {data} is written as {template.name!r}{same}; set \"template\": \"{own.name}\" in the config of the data and prepare them again: lumi_prepare_dpo_corpus --config YOUR_CONFIG --tokenizer_dir {base.tokenizer.folder} --output_dir {data} --force")
 
 # %% ../nbs/67_base_model.ipynb #50dad8c8
 def weights_of(

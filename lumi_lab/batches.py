@@ -151,25 +151,24 @@ def row_ids(self:Mixture,
 # %% ../nbs/33_batches.ipynb #fe6b5eac
 @patch
 def _read(self:Mixture, step, rank, world):
-    "This rank's rows of a step in the type they have on disk, [batch_size/world, sequence_length+1], the dataset of each, and of dialogues the loss mask of each token"
+    "This rank's rows of a step in the type they have on disk, [batch_size/world, sequence_length+1], the dataset of each, and what lies beside the tokens"
     if self.batch_size%world or not 0<=rank<world: raise LumiError(f'a batch of {self.batch_size} rows cannot be divided among {world} processes; choose a batch size that can')
     size = self.batch_size//world
     ids = self.row_ids(step)[rank*size:(rank+1)*size]
     together = lambda parts_of: np.concatenate([part for d,row in ids.tolist() for part in parts_of(self.datasets[d], row)]).reshape(size, self.sequence_length+1)
-    masks = [together(lambda dataset,row: dataset.mask_parts(row))] if self.masked else []
-    return together(lambda dataset,row: dataset.parts(row)),ids[:,0].copy(),*masks
+    beside = {name:together(lambda dataset,row: dataset.beside_parts(name, row)) for name in getattr(self.datasets[0], 'beside_names', ())}
+    return dict(tokens=together(lambda dataset,row: dataset.parts(row)), dataset=ids[:,0].copy(), **beside)
 
-def _as_tensors(tokens, dataset, *masks):
-    return dict(tokens=torch.from_numpy(tokens.astype(np.int64)), dataset=torch.from_numpy(dataset), **{'loss_mask':torch.from_numpy(m) for m in masks})
+def _as_tensors(arrays): return {name:torch.from_numpy(a.astype(np.int64) if name=='tokens' else a) for name,a in arrays.items()}
 
 @patch
 def batch(self:Mixture,
     step:int, # from `start_step` on
     rank:int=0, # this process
     world:int=1, # processes; must divide the batch
-)->dict: # tokens, int64 [batch_size/world, sequence_length+1]; dataset, int64 [batch_size/world]; of dialogues also loss_mask, uint8, as large as tokens
+)->dict: # tokens, int64 [batch_size/world, sequence_length+1]; dataset, int64 [batch_size/world]; of dialogues also loss_mask, uint8, and what was attached, as large as tokens
     "Read this rank's slice of a step; the slices of all ranks, one behind the other, are the global batch"
-    return _as_tensors(*self._read(step, rank, world))
+    return _as_tensors(self._read(step, rank, world))
 
 # %% ../nbs/33_batches.ipynb #0814934e
 @patch
@@ -227,7 +226,7 @@ def loader(
     arrays = itertools.chain.from_iterable(iter(DataLoader(read, batch_size=None, sampler=messages, num_workers=num_workers, collate_fn=_as_it_is,
         generator=torch.Generator(), persistent_workers=True)) if num_workers else map(read.__getitem__, messages))
     def receive():
-        batch = _as_tensors(*next(arrays))
+        batch = _as_tensors(next(arrays))
         return {name: tensor.pin_memory() for name,tensor in batch.items()} if pin else batch
     epochs = mixture.epochs(start_step)
     for step,batch in zip(steps, _read_ahead(itertools.repeat(receive, len(steps)), pin)):

@@ -172,10 +172,11 @@ def rows(self:RowPlan,
     indices:np.ndarray, # row numbers, [N]
     tokens:np.ndarray, # the array that the plan is for, or one of as many marks
     marks:bool=False, # `tokens` are marks, 0 for padding and begin marks
-)->np.ndarray: # int64 [N, sequence_length+1]
+)->np.ndarray: # [N, sequence_length+1], int64, or of the type of `tokens` if that is a float
     "Put rows together; the end of a row may be padding"
     parts = [part for i in np.asarray(indices).tolist() for part in self.parts(i, tokens, marks)]
-    return np.concatenate([tokens[:0], *parts]).astype(np.int64).reshape(-1, self.sequence_length+1)
+    res = np.concatenate([tokens[:0], *parts]).reshape(-1, self.sequence_length+1)
+    return res if res.dtype.kind=='f' else res.astype(np.int64)
 
 # %% ../nbs/24_best_fit.ipynb #2fa092b9
 def packing_shares(

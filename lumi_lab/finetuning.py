@@ -61,4 +61,4 @@ def with_steps(
     "Turn epochs and shares into steps; raises `LumiError` if the schedule does not fit"
     steps = t.max_steps or max(1, math.ceil(t.num_train_epochs*n_rows/t.batch_size))
     warmup = t.warmup_steps if t.warmup_ratio is None else math.ceil(t.warmup_ratio*(t.schedule_steps or steps))
-    return parse_config(FinetuningConfig, dict(resolved(t), max_steps=steps, num_train_epochs=None, warmup_ratio=None, warmup_steps=min(warmup, steps-1)), f'training config {t.name!r}')
+    return parse_config(type(t), dict(resolved(t), max_steps=steps, num_train_epochs=None, warmup_ratio=None, warmup_steps=min(warmup, steps-1)), f'training config {t.name!r}')

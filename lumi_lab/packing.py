@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from .config import LumiError
 from .artifact import Manifest, check_files, hashed_number, load_manifest
 from .best_fit import RowPlan
+from .pieces import PAD
 
 # %% ../nbs/25_packing.ipynb #ae30ef99
 def token_dtype(
@@ -177,14 +178,14 @@ def document_positions(
     eos_id:int, # the mark that ends each document
     bos_id:int|None=None, # the mark that begins each document; if it is given, end marks do not count
 )->tuple: # positions within the document and document ids, both int64 [..., T]
-    "Number the documents of each row and the tokens within each document, both from 0; a row's first document may be the rest of one"
+    "Number the documents of each row and the tokens within each document, both from 0; a row's first document may be the rest of one, and padding behind a document told by its begin mark stands at 0"
     marks = (tokens==(eos_id if bos_id is None else bos_id))*1
     index,begins = (marks*0+1).cumsum(-1)-1,marks*1
     if bos_id is None: begins[..., 1:] = marks[..., :-1]
     begins[..., 0] = 0
     document_ids,first = begins.cumsum(-1),begins*index
     start = first.cummax(-1).values if hasattr(first, 'cummax') else np.maximum.accumulate(first, -1)
-    return index-start,document_ids
+    return (index-start if bos_id is None else (index-start)*(tokens!=PAD)),document_ids
 
 # %% ../nbs/25_packing.ipynb #bd600ecf
 def document_boundaries(
@@ -232,7 +233,8 @@ class PackedDataset:
         self.tokenizer_hash = manifest.top['tokenizer_config_hash']
         self.inputs = {i.role:i.path for i in manifest.inputs} # where corpus and tokenizer were, relative to `folder`
         self.n_bytes,self.n_documents,self.n_tokens = manifest.statistics[split]['bytes'],tokens.n_documents,tokens.n_tokens
-        self.masked = manifest.kind=='sft' # there is a loss mask
+        self.masked,self.attached = manifest.kind in _DIALOGUES,{} # is there a loss mask? numbers laid beside the tokens, by name
+        self.context = manifest.config['sequence_length'] if self.masked else sequence_length # tokens of its longest document, at most
         self.n_rows = plan.n_rows if plan else tokens.n_rows(sequence_length)
         if not self.n_rows: raise LumiError(f'{folder}/{split} has {self.n_tokens:,} tokens, a row needs {sequence_length+1:,}; pack a larger corpus or train with a shorter sequence_length')
 
@@ -242,11 +244,11 @@ class PackedDataset:
         split:str='train', # 'train' or 'val'
         sequence_length:int|None=None, # inputs of a row; by default what the artifact was packed for
         verify:bool=True, # hash the files again; else compare their sizes only
-        kind:str='packed', # of the artifact: 'packed' or 'sft'
+        kind:str='packed', # of the artifact: 'packed', 'sft' or 'dpo'
     ): # the split, ready to be read
         "Open one split; LumiError if the artifact is another one, damaged, or too short for a single row"
         manifest = _packed_manifest(folder, split, kind)
-        tokens,length = PackedTokens(Path(folder)/split),sequence_length or manifest.config['sequence_length']
+        tokens,length = PackedTokens(Path(folder)/split),sequence_length or _row_length(manifest)
         if verify: check_files(folder, _file_names(manifest, split))
         return cls(tokens, manifest, folder, split, length, _row_plan(manifest, folder, split, tokens, length))
 
@@ -255,22 +257,27 @@ class PackedDataset:
     def __repr__(self): return f'{self.name}/{self.split}: {self.n_rows:,} rows of {self.sequence_length:,}, {self.n_documents:,} documents'
 
 # %% ../nbs/25_packing.ipynb #a07db7aa
-_MAKERS = dict(packed=('packed tokens','lumi_pack_dataset'), sft=('packed dialogues','lumi_prepare_sft_corpus'))
+_MAKERS = dict(packed=('packed tokens','lumi_pack_dataset'), sft=('packed dialogues','lumi_prepare_sft_corpus'), dpo=('packed preference pairs','lumi_prepare_dpo_corpus'))
+_DIALOGUES = ('sft', 'dpo')
+
+def _row_length(manifest):
+    "Inputs of a row, as it was packed; a row of preference pairs has room for both dialogues of the longest"
+    return manifest.config['sequence_length']*(2 if manifest.kind=='dpo' else 1)
 
 def _is_fitted(manifest):
     "Are its rows packed by best fit?"
-    return manifest.kind=='sft' or manifest.config.get('packing_strategy')=='best_fit'
+    return manifest.kind in _DIALOGUES or manifest.config.get('packing_strategy')=='best_fit'
 
 def _file_names(manifest, split):
     "The files that belong to `split`"
-    return [f'{split}.{end}' for end in ('bin','idx',*['rows']*_is_fitted(manifest),*['mask']*(manifest.kind=='sft'))]
+    return [f'{split}.{end}' for end in ('bin','idx',*['rows']*_is_fitted(manifest),*['mask']*(manifest.kind in _DIALOGUES))]
 
 def _row_plan(manifest, folder, split, tokens, length):
     "The row plan of `split`, None if its rows are windows; it is for one row length only"
     if not _is_fitted(manifest): return None
     plan,inputs = RowPlan(Path(folder)/f'{split}.rows', tokens.n_tokens),{i.role:(Path(folder)/i.path).resolve() for i in manifest.inputs}
     if plan.sequence_length==length: return plan
-    if manifest.kind=='sft': raise LumiError(f'{folder} was packed into rows of {plan.sequence_length:,}, not of {length:,}; set "sequence_length" to {length} in its config and prepare it again: lumi_prepare_sft_corpus --config YOUR_CONFIG --tokenizer_dir {inputs.get("tokenizer", "TOKENIZER_DIR")} --output_dir {folder} --force')
+    if manifest.kind in _DIALOGUES: raise LumiError(f'{folder} was packed into rows of {plan.sequence_length:,}, not of {length:,}; set "sequence_length" to {length*manifest.config["sequence_length"]//_row_length(manifest)} in its config and prepare it again: {_MAKERS[manifest.kind][1]} --config YOUR_CONFIG --tokenizer_dir {inputs.get("tokenizer", "TOKENIZER_DIR")} --output_dir {folder} --force')
     raise LumiError(f'{folder} was packed by best_fit into rows of {plan.sequence_length:,}, and its row plan is for these only, not for {length:,}; use a sequence_length of {plan.sequence_length}, '
         f'or pack the corpus again with "sequence_length": {length} in the packing config: lumi_pack_dataset --config YOUR_CONFIG '
         f'--corpus-dir {inputs.get("corpus", "CORPUS_DIR")} --tokenizer-dir {inputs.get("tokenizer", "TOKENIZER_DIR")} --output-dir {folder} --force')
@@ -320,16 +327,39 @@ def _flat_mask(self:PackedDataset):
     if '_mask' not in self.__dict__: self._mask = np.asarray(np.memmap(f'{self.tokens.prefix}.mask', np.uint8, 'r'))
     return self._mask
 
+@patch(as_prop=True)
+def beside_names(self:PackedDataset): # list of str
+    "What lies beside the tokens: the loss mask of dialogues, and what was attached"
+    return ['loss_mask']*self.masked+sorted(self.attached)
+
+@patch
+def attach(self:PackedDataset,
+    name:str, # what batches call it
+    numbers:np.ndarray, # one for each token of the split, in the order of the file
+):
+    "Lay numbers beside the tokens of dialogues; batches bring them along, 0 at padding"
+    if not self.masked or numbers.shape!=(self.n_tokens,): raise ValueError(f'{self.name}/{self.split} has {self.n_tokens:,} tokens of {"dialogues" if self.masked else "text"}, {name} has shape {numbers.shape}; numbers are attached to dialogues, one for each token')
+    self.attached[name] = numbers
+
+@patch
+def beside(self:PackedDataset,
+    name:str, # one of `beside_names`
+    indices:np.ndarray, # row numbers, [N]
+)->np.ndarray: # [N, sequence_length+1]: `loss_mask` int64, 1 where the token is to be learnt; else as attached
+    "Read what lies beside the tokens of rows"
+    return self.plan.rows(indices, self._flat_mask if name=='loss_mask' else self.attached[name], marks=True)
+
 @patch
 def masks(self:PackedDataset,
     indices:np.ndarray, # row numbers, [N]
 )->np.ndarray: # int64 [N, sequence_length+1], 1 where the token is to be learnt
     "Read the loss mask of rows of dialogues"
-    return self.plan.rows(indices, self._flat_mask, marks=True)
+    return self.beside('loss_mask', indices)
 
 @patch
-def mask_parts(self:PackedDataset,
+def beside_parts(self:PackedDataset,
+    name:str, # one of `beside_names`
     row:int, # its number
-)->list: # arrays of uint8 that make the row's mask
-    "Look up the loss mask of a row, as `parts` its tokens"
-    return self.plan.parts(row, self._flat_mask, marks=True)
+)->list: # arrays that make the row, uint8 for the loss mask
+    "Look up what lies beside the tokens of a row, as `parts` its tokens"
+    return self.plan.parts(row, self._flat_mask if name=='loss_mask' else self.attached[name], marks=True)

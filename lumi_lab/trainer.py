@@ -41,9 +41,11 @@ class Trainer:
         num_workers:int=0, # Processes that read batches ahead
         max_hours:float|None=None, # Stop in time to have run no longer than this, with a checkpoint
         base:str|None=None, # Digest of the checkpoint that `fresh_model` reads, for fine-tuning
+        look_up:callable=None, # `(batch, multiple) -> batch`, on the host: adds what `loss_fn` looks up, a multiple of so many; for dialogues by default the positions of their targets
     ):
         self.run,self.fresh_model,self.arch,self.t,self.tokenizer,self.inputs = Path(run),fresh_model,arch,t,tokenizer,inputs
         self.loss_fn,self.held_out,self.num_workers = loss_fn,list(held_out),num_workers
+        self.look_up = look_up or (lambda batch, multiple: dict(batch, targets=target_positions(batch, multiple)))
         self.started,self.max_hours = time.monotonic(),max_hours
         self.accelerator = start_accelerator(t, self.run)
         self.identity = run_identity(arch, t, mixture_from(0), tokenizer.sha256, base)
@@ -116,12 +118,12 @@ def _restore(self:Trainer):
 def _compile(self:Trainer):
     "Compile blocks and loss, and try them on one micro-batch; where that fails, say why and go on without"
     start,size,world = time.perf_counter(),self.t.per_device_train_batch_size,self.accelerator.num_processes
-    tokens = torch.full((min(size, self.t.batch_size//world), self.mixture.sequence_length+1), EOS+2)
+    batch = self.mixture.batch(self.mixture.start_step, 0, world)
     self.model.compile_blocks()
     self.model.compiled = True
     if self.accelerator.distributed_type.value=='FSDP': return                             # weights are not where they will be: compiled in the first step
     try:
-        with self.accelerator.autocast(): self.with_loss.train()(self._on_device(dict(tokens=tokens))).total.backward()
+        with self.accelerator.autocast(): self.with_loss.train()(self._on_device({k:v[:size] for k,v in batch.items() if k!='dataset'})).total.backward()
         logger.info(f'compiled blocks and loss in {time.perf_counter()-start:.0f} s')
     except Exception as e:
         if isinstance(e, torch.OutOfMemoryError): raise
@@ -149,7 +151,7 @@ def begin(self:Trainer):
 def _on_device(self:Trainer, batch):
     "A batch on the device, with positions and document ids if documents are masked; on CUDA by way of page-locked memory, so that nobody waits for the copy"
     dialogues = self.mixture.masked
-    if dialogues: batch = dict(batch, targets=target_positions(batch, 2048 if getattr(self.model, 'compiled', False) else 1))
+    if dialogues: batch = self.look_up(batch, 2048 if getattr(self.model, 'compiled', False) else 1)
     if self.t.document_mask:
         positions,document_ids = document_positions(batch['tokens'], EOS, BOS if dialogues else None)
         batch = dict(batch, positions=positions, document_ids=document_ids, boundaries=document_boundaries(document_ids[:,:-1]))
@@ -253,25 +255,33 @@ def _held_out_sums(self:Trainer, dataset, n_rows, token_bytes):
     size,rank,world,sums = self.t.per_device_train_batch_size,self.accelerator.process_index,self.accelerator.num_processes,{}
     for start in range(0, n_rows, size*world):
         rows = np.arange(start+rank*size, min(start+(rank+1)*size, n_rows))
-        tokens = torch.from_numpy(dataset.rows(rows if len(rows) else [0]))
-        mask = torch.from_numpy(dataset.masks(rows)) if len(rows) and self.mixture.masked else torch.full_like(tokens, bool(len(rows)))   # a process without rows reads one that does not count
-        batch = dict(tokens=tokens, loss_mask=mask)
+        some = rows if len(rows) else [0]                                                  # a process without rows reads one that does not count
+        batch = dict(tokens=torch.from_numpy(dataset.rows(some)), **{name:torch.from_numpy(dataset.beside(name, some)) for name in getattr(dataset, 'beside_names', ())})
+        if not len(rows): batch['loss_mask'] = torch.zeros_like(batch['tokens'])
         out = self.with_loss(dict(self._on_device(batch), token_bytes=token_bytes))
         for k,v in dict(total=out.total, n_targets=out.n_targets, **out.metrics).items(): sums[k] = sums.get(k, 0)+v.double()
     return {k:float(v) for k,v in across_processes(sums).items()}
 
+def _look(sums):
+    "From sums over held-out targets to what is noted, and to words"
+    loss = sums['total']/sums['n_targets']
+    if 'text_loss' not in sums:
+        others = {f'held_out_{k}':v/sums['n_targets'] for k,v in sums.items() if k not in ('total', 'n_targets')}
+        return dict(held_out_loss=loss, **others),f'held-out loss {loss:.4f}'+''.join(f', {k.removeprefix("held_out_").replace("_", " ")} {v:.3f}' for k,v in others.items())
+    perplexity,bits = math.exp(min(loss, 700)),sums['text_loss']/math.log(2)/max(1, sums['text_bytes'])
+    return dict(held_out_loss=loss, perplexity=perplexity, bits_per_byte=bits),f'held-out loss {loss:.3f}, perplexity {perplexity:,.1f}, {bits:.3f} bits per byte'
+
 @patch
 def evaluate(self:Trainer):
-    "Report loss, perplexity and bits per byte of held-out rows"
+    "Report the loss of held-out rows, with perplexity and bits per byte if it is one of text, else with what the loss function sums up besides"
     if not self.held_out: return
     token_bytes = torch.from_numpy(self.tokenizer.token_bytes).to(self.accelerator.device)
     with self._looking(): sums = {d.name:self._held_out_sums(d, min(d.n_rows, max(1, self.t.eval_rows//len(self.held_out))), token_bytes) for d in self.held_out}
     whole = {k:sum(s[k] for s in sums.values()) for k in next(iter(sums.values()))}
-    loss,bits = whole['total']/whole['n_targets'],lambda s: s['text_loss']/math.log(2)/max(1, s['text_bytes'])
-    record = dict(progress=self.step/self.t.max_steps, held_out_loss=loss, perplexity=math.exp(min(loss, 700)), bits_per_byte=bits(whole))
-    if len(sums)>1: record['bits_per_byte_of'] = {name:bits(s) for name,s in sums.items()}
-    self.note(dict(record, epochs={d.name:e for d,e in zip(self.mixture.datasets, self.mixture.epochs(self.step))}))
-    logger.info(f"step {self.step:,}: held-out loss {loss:.3f}, perplexity {record['perplexity']:,.1f}, {record['bits_per_byte']:.3f} bits per byte, epoch {max(self.mixture.epochs(self.step)):.2f}, {self.step/self.t.max_steps:.0%} done")
+    record,said = _look(whole)
+    if len(sums)>1: record |= {f'{k}_of':{name:_look(s)[0][k] for name,s in sums.items()} for k in ('bits_per_byte', 'held_out_accuracy') if k in record}
+    self.note(dict(progress=self.step/self.t.max_steps, **record, epochs={d.name:e for d,e in zip(self.mixture.datasets, self.mixture.epochs(self.step))}))
+    logger.info(f"step {self.step:,}: {said}, epoch {max(self.mixture.epochs(self.step)):.2f}, {self.step/self.t.max_steps:.0%} done")
 
 # %% ../nbs/38_trainer.ipynb #a5884f54
 @patch
@@ -298,7 +308,7 @@ def save(self:Trainer,
     scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
     state = dict(step=self.step, tokens=self.tokens, identity=self.identity, pending=list(self._flushed()), history=list(self.history), scaler=scaler,
         data=dict(seed=self.mixture.seed, start_step=self.mixture.start_step, next_step=self.step))
-    last = {k:v for r in self.history for k,v in r.items() if k in ('loss', 'held_out_loss', 'perplexity', 'bits_per_byte')} | self._best()
+    last = {k:v for r in self.history for k,v in r.items() if k in ('loss', 'perplexity', 'bits_per_byte') or k.startswith('held_out_')} | self._best()
     statistics,after = dict(step=self.step, tokens=self.tokens, **last),(self.identity['start'] or {'step':0})['step']
     def write():
         begin = time.perf_counter()

@@ -111,14 +111,14 @@ def _separation(self:Transformer, x, document_ids, boundaries):
 @patch
 def hidden(self:Transformer,
     tokens:Tensor, # [B, T] ids
-    positions:Tensor|None=None, # [B, T] positions, None: 0 … T-1
+    positions:Tensor|None=None, # [B, T] positions, each within the context, though a row of several documents may be longer; None: 0 … T-1
     document_ids:Tensor|None=None, # [B, T], tokens attend within equal ids only; None: one document
     cache:KVCache|None=None, # tokens are appended to it; it gives positions and mask
     boundaries:Tensor|None=None, # int32 [n+1], where documents begin in the B·T tokens, first 0, last (perhaps repeated) B·T
 )->Tensor: # [B, T, D], final norm applied
     "Compute the states that `lm_head` turns into logits"
     n = tokens.shape[1]
-    if n>self.arch.sequence_length: raise LumiError(f"{n} tokens are more than the context of {self.arch.sequence_length} of {self.arch.name!r}; shorten the input")
+    if n>self.arch.sequence_length and positions is None: raise LumiError(f"{n} tokens are more than the context of {self.arch.sequence_length} of {self.arch.name!r}; shorten the input")
     if cache is not None:
         if any(t is not None for t in (positions, document_ids, boundaries)): raise LumiError("a cache gives positions and mask itself: leave out positions and document_ids")
         positions,mask = cache.open(n)
