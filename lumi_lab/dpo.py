@@ -89,7 +89,7 @@ def preference_loss(
     weighed = changes/lengths if length_normalised else changes
     total = pair_loss(weighed[:,0], weighed[:,1], loss, beta, label_smoothing).sum()
     if sft_weight: total = total-sft_weight*(log_probs[:,0]/lengths[:,0]).sum()
-    with torch.no_grad(): metrics = _reported(beta*weighed, log_probs, *(() if before is None else (changes, torch.expm1(before-policy)+policy-before)))
+    with torch.no_grad(): metrics = _reported(beta*weighed, log_probs, *(() if before is None else (changes, (policy-before)**2/2)))
     return LossSum(total, torch.tensor(len(lengths), device=total.device), metrics)
 
 # %% ../nbs/93_dpo.ipynb #4309ba00

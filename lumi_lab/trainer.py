@@ -216,7 +216,7 @@ def log(self:Trainer):
     record['epochs'] = {d.name:e for d,e in zip(self.mixture.datasets, self.mixture.epochs(self.step))}
     passing,self.pending = self._speed(len(steps)),[]
     self.note(record, **passing)
-    self.line = f"loss {record['loss']:.3f}, lr {record['lr']:.2e}"+(f", {passing['tokens_per_second']:,.0f} tokens/s" if passing else '')+(f", MFU {passing['mfu']:.0%}" if 'mfu' in passing else '')
+    self.line = f"loss {record['loss']:.3f}"+''.join(f', {k} {record[k]:.2f}' for k in ('accuracy', 'margin') if k in record)+f", lr {record['lr']:.2e}"+(f", {passing['tokens_per_second']:,.0f} tokens/s" if passing else '')+(f", MFU {passing['mfu']:.0%}" if 'mfu' in passing else '')
 
 # %% ../nbs/38_trainer.ipynb #2ef938ec
 @patch
