@@ -61,7 +61,8 @@ def _loss(ax, runs):
         ax.plot(where, _smoothed(values), color=colour, label=label or 'training, smoothed')
         ax.plot(*_curve(records, 'held_out_loss', place), 'o', color=colour, mec='white', ms=6, label=None if label else 'held out')
     _crop(ax)
-    ax.set_ylabel('loss (nats per token)'); ax.legend()
+    pairs = any('chosen_log_prob' in r for records,*_ in runs for r in records)
+    ax.set_ylabel('loss of a pair' if pairs else 'loss (nats per token)'); ax.legend()
 
 def _bits(ax, runs):
     "Bits per byte of held-out text, and for a single run of each of its parts"
@@ -79,6 +80,19 @@ def _crop(ax):
     end = max((x for x,_ in points), default=0)
     later = [y for x,y in points if x>=end/20 and y==y]
     if later and min(later)<max(later): ax.set_ylim(min(later)-.05*(max(later)-min(later)), max(later)+.05*(max(later)-min(later)))
+
+# %% ../nbs/39_watch.ipynb #f8a919af
+def _preferences(ax, runs):
+    "By how much chosen and rejected answers have become likelier, in training (lines) and on held-out pairs (points); for a single run the share of held-out pairs that are the right way round"
+    for records,place,colour,label in runs:
+        for which,style in (('chosen', '-'), ('rejected', '--')):
+            key = f'{which}_change' if any(f'{which}_change' in r for r in records) else f'{which}_log_prob'
+            ax.plot(*_curve(records, key, place), style, color=colour, label=f'{label or ""} {which}'.strip())
+            ax.plot(*_curve(records, f'held_out_{key}', place), 'o' if which=='chosen' else 's', color=colour, mec='white', ms=6)
+        right = _curve(records, 'held_out_accuracy', place)[1]
+        if right and not label: ax.set_title(f'{right[-1]:.0%} of held-out pairs the right way round', fontsize='medium', loc='right')
+    ax.axhline(0, color='k', lw=.5)
+    ax.set_ylabel('change of log-probability (nats)' if key.endswith('change') else 'log-probability (nats)'); ax.legend()
 
 # %% ../nbs/39_watch.ipynb #8c8d07a2
 def _rate(ax, runs):
@@ -99,7 +113,7 @@ def _speed(ax, runs):
     ax.set_ylim(bottom=0); ax.set_ylabel('tokens per second')
 
 # %% ../nbs/39_watch.ipynb #e8ff6447
-_PANELS = dict(loss=_loss, bits_per_byte=_bits, lr=_rate, tokens_per_second=_speed)
+_PANELS = dict(loss=_loss, bits_per_byte=_bits, chosen_log_prob=_preferences, lr=_rate, tokens_per_second=_speed)
 
 def _short(number, position=None):
     "A number of tokens as an axis shows it"

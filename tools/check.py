@@ -103,11 +103,16 @@ def configs():
     from lumi_lab.finetuning import FinetuningConfig
     from lumi_lab.instruction_checks import SmokePrompts
     from lumi_lab.evaluate_sft import SFTEvaluationConfig
+    from lumi_lab.prepare_dpo_corpus import DPOCorpusConfig
+    from lumi_lab.train_dpo import DPOConfig
+    from lumi_lab.evaluate_dpo import DPOEvaluationConfig
     from lumi_lab.pipeline import PipelineConfig
     kinds = {'architectures':ArchitectureConfig, 'pretrain/corpus':CorpusConfig, 'pretrain/sources':SourceConfig, 'pretrain/tokenizer':TokenizerConfig,
         'pretrain/packing':PackingConfig, 'pretrain/training':TrainingConfig, 'evaluation':EvaluationConfig, 'pipeline':PipelineConfig,
-        'chat':ChatTemplate, 'sft/datasets':SFTCorpusConfig, 'sft/training':FinetuningConfig}
-    special = {'evaluation/smoke_prompts':SmokePrompts, 'evaluation/sft_standard':SFTEvaluationConfig, 'evaluation/sft_quickstart':SFTEvaluationConfig}
+        'chat':ChatTemplate, 'sft/datasets':SFTCorpusConfig, 'sft/training':FinetuningConfig,
+        'dpo/datasets':DPOCorpusConfig, 'dpo/training':DPOConfig}
+    special = {'evaluation/smoke_prompts':SmokePrompts, 'evaluation/sft_standard':SFTEvaluationConfig, 'evaluation/sft_quickstart':SFTEvaluationConfig,
+        'evaluation/dpo_standard':DPOEvaluationConfig, 'evaluation/dpo_quickstart':DPOEvaluationConfig}
     bad = []
     for p in sorted((LIB/'config').rglob('*.json')):
         folder = p.parent.relative_to(LIB/'config').as_posix()
