@@ -24,6 +24,10 @@ lumi_prepare_sft_corpus --config config/sft/datasets/oasst1_chatml.json --tokeni
 accelerate launch --mixed_precision bf16 -m lumi_lab.train_sft --config config/sft/training/lora_optimal_tiny_23m.json --model_path checkpoints/pretrain/tiny/final --data_dirs data/sft_processed/alpaca_chatml data/sft_processed/oasst1_chatml --data_weights 0.7 0.3 --tokenizer_dir data/models/tokenizers/spm_32k --output_dir checkpoints/sft/tiny
 lumi_evaluate_sft --config config/evaluation/sft_standard.json --model_path checkpoints/sft/tiny/final --tokenizer_dir data/models/tokenizers/spm_32k --output_file evaluation_results/sft/tiny/results.json
 lumi_verify checkpoints/sft/tiny/final
+lumi_prepare_dpo_corpus --config config/dpo/datasets/orca_dpo.json --tokenizer_dir data/models/tokenizers/spm_32k --output_dir data/dpo_processed/orca
+accelerate launch --mixed_precision bf16 -m lumi_lab.train_dpo --config config/dpo/training/dpo_tiny.json --model_path checkpoints/sft/tiny/final --data_dirs data/dpo_processed/orca --tokenizer_dir data/models/tokenizers/spm_32k --output_dir checkpoints/dpo/tiny
+lumi_evaluate_dpo --config config/evaluation/dpo_standard.json --model_path checkpoints/dpo/tiny/final --tokenizer_dir data/models/tokenizers/spm_32k --eval_data_dir data/dpo_processed/orca --output_file evaluation_results/dpo/tiny/results.json
+lumi_verify checkpoints/dpo/tiny/final
 """
 
 draw = random.Random(0)
@@ -49,10 +53,11 @@ def lay_inputs():
         few = dict(per_device_train_batch_size=2, gradient_accumulation_steps=1, max_steps=steps, schedule_steps=20, warmup_steps=2, eval_rows=2, logging_steps=1, save_steps=2, sample_max_new_tokens=4)
         mine = Path('config/pretrain/training')/path.name; mine.parent.mkdir(parents=True, exist_ok=True)
         mine.write_text(json.dumps(json.loads(path.read_text()) | few))
-    path = find_config('sft/training/lora_optimal_tiny_23m.json')
-    mine = Path('config/sft/training')/path.name; mine.parent.mkdir(parents=True)
-    mine.write_text(json.dumps(json.loads(path.read_text()) | dict(num_train_epochs=None, max_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=1, logging_steps=1, eval_steps=1, eval_rows=2, save_steps=1, sample_steps=2, sample_max_new_tokens=4)))
-    for folder,rows in (('alpaca', [dict(instruction=f'What is {n} plus {n}?', input='' if n%2 else 'Answer in digits.', output=f'{n+n}.') for n in range(60)]), ('oasst1', list(oasst1_rows(60)))):
+    for path in (find_config('sft/training/lora_optimal_tiny_23m.json'), find_config('dpo/training/dpo_tiny.json')):
+        mine = Path('config')/path.parents[1].name/'training'/path.name; mine.parent.mkdir(parents=True)
+        mine.write_text(json.dumps(json.loads(path.read_text()) | dict(num_train_epochs=None, max_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=1, logging_steps=1, eval_steps=1, eval_rows=2, save_steps=1, sample_steps=2, sample_max_new_tokens=4)))
+    for folder,rows in (('alpaca', [dict(instruction=f'What is {n} plus {n}?', input='' if n%2 else 'Answer in digits.', output=f'{n+n}.') for n in range(60)]), ('oasst1', list(oasst1_rows(60))),
+            ('orca_dpo', [dict(system='You are brief.', question=f'What is {n} times two, and why is it so?', chosen=f'It is {2*n}, the sum of {n} and {n}.', rejected=f'I think that it may be {2*n+1}, but who knows.') for n in range(60)])):
         place = Path('data/raw')/folder; place.mkdir(parents=True)
         (place/'part.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows))
     from lumi_lab.budget import ArchitectureConfig,count_parameters
