@@ -9,7 +9,7 @@ __all__ = ['reward_margins', 'win_rate', 'grouped_wins', 'prefers_chosen', 'esti
 # %% ../nbs/91_preference_measures.ipynb #703692d5
 import numpy as np
 from .instruction_checks import share_of
-from .side_by_side import sign_test
+from .side_by_side import paired_verdict,sign_test
 from .yardsticks import bootstrap_interval
 
 # %% ../nbs/91_preference_measures.ipynb #d247c1b1
@@ -59,6 +59,11 @@ def prefers_chosen(
     "Say of each pair whether the chosen answer has the higher log-probability"
     per_token = np.asarray(log_probs)/lengths
     return dict(summed=(log_probs[:,0]>log_probs[:,1]).tolist(), per_token=(per_token[:,0]>per_token[:,1]).tolist())
+
+def _preferences(log_probs, reference, lengths):
+    "The shares of both models, and the verdicts on what changed"
+    passed = dict(base=prefers_chosen(reference, lengths), model=prefers_chosen(log_probs, lengths))
+    return {key:{**{who:share_of(p[key]) for who,p in passed.items()}, 'verdict':paired_verdict(passed['base'][key], passed['model'][key])} for key in ('summed', 'per_token')}
 
 # %% ../nbs/91_preference_measures.ipynb #3c552a90
 def estimate(
@@ -128,9 +133,9 @@ def score_pairs(
     lengths:np.ndarray, # Tokens of each answer, [pairs, 2]
     pairs:list[dict], # id and source of each
     training:dict, # Of the run: beta; perhaps length_normalised
-)->tuple[dict,list]: # n, wins, margin, prefers (base and model), likelihood, lengths; records: id, source, margin, chosen and rejected (sft, dpo: log-probabilities; tokens)
+)->tuple[dict,list]: # n, wins, margin, prefers (summed and per_token: shares of base and model, verdict), likelihood, lengths; records: id, source, margin, chosen and rejected (sft, dpo: log-probabilities; tokens)
     "Take all measures of pairs"
     margins = reward_margins(log_probs, reference, training['beta'], lengths if training.get('length_normalised') else None)
-    scores = dict(n=len(pairs), wins=grouped_wins(margins, pairs), margin=estimate(margins), prefers=dict(base=prefers_chosen(reference, lengths), model=prefers_chosen(log_probs, lengths)),
+    scores = dict(n=len(pairs), wins=grouped_wins(margins, pairs), margin=estimate(margins), prefers=_preferences(log_probs, reference, lengths),
         likelihood=likelihood_changes(log_probs, reference, lengths), lengths=length_bias(margins, lengths))
     return scores,_records(log_probs, reference, lengths, margins, pairs)

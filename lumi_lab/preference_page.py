@@ -25,7 +25,7 @@ def _of_pairs(pairs):
     rows = [(f'pairs won{name}', '{:.1%}', None, w, w['verdict']+(f"; {w['ties']} ties" if w['ties'] else '')) for name,w in [('', wins['total']), *((f', {g}', w) for g,w in groups)]]
     rows.append(('reward margin', '{:+.3f}', None, pairs['margin'], _against(pairs['margin'], 'above 0', 'below 0')))
     for key,name in (('summed', 'of the whole answer'), ('per_token', 'of a token')):
-        rows.append((f'prefers the chosen answer, by probability {name}', '{:.1%}', *(share_of(prefers[who][key]) for who in ('base', 'model')), paired_verdict(prefers['base'][key], prefers['model'][key])))
+        rows.append((f'prefers the chosen answer, by probability {name}', '{:.1%}', *(prefers[key][who] for who in ('base', 'model', 'verdict'))))
     for k in ('chosen', 'rejected'): rows.append((f'perplexity of {k} answers', '{:,.2f}', moved[k]['base'], moved[k]['model'], moved[k]['verdict']))
     for unit in ('answer', 'token'): rows += [(f'change of {k} answers (nats per {unit})', '{:+.3f}', None, moved[k][f'per_{unit}'], _against(moved[k][f'per_{unit}'], 'likelier', 'less likely')) for k in ('chosen', 'rejected')]
     return rows

@@ -10,11 +10,12 @@ QUIET = dict(logging_steps=10**9, eval_steps=10**9, eval_rows=1, save_steps=10**
 NAMES = {'lumi':'Lumi-Lab', 'trl_packed':'TRL, packed', 'trl_padded':'TRL, padded'}
 
 def why_not(
-    name, # Of a contestant
+    name, # Of a contestant; those whose name begins with lumi are ours
+    names=NAMES, # Of all, in words
 ): # A sentence; None if it can take part
     "Say why a contestant stays away"
-    missing = [] if name=='lumi' else [m for m in ('trl', 'peft', 'transformers', 'datasets') if importlib.util.find_spec(m) is None]
-    return f"{NAMES[name]} stays away: {', '.join(missing)} not installed here (`make bench` makes an environment that has it)" if missing else None
+    missing = [] if name.startswith('lumi') else [m for m in ('trl', 'peft', 'transformers', 'datasets') if importlib.util.find_spec(m) is None]
+    return f"{names[name]} stays away: {', '.join(missing)} not installed here (`make bench` makes an environment that has it)" if missing else None
 
 # --- the stopwatch ---
 
@@ -29,7 +30,7 @@ def _peak():
 
 class Stopwatch:
     "Notes when each step ended, what it read, and the peak of memory"
-    def __init__(self): self.ends,self.work,self.tokens,self.targets,self.before,self.baseline,self.peak,self.trained = [],[],[],[],0,None,0,None
+    def __init__(self): self.ends,self.work,self.tokens,self.targets,self.losses,self.before,self.baseline,self.peak,self.trained = [],[],[],[],[],0,None,0,None
 
     def start(self):
         "Called when all is imported and the model is not loaded yet: memory is counted from here"
@@ -40,11 +41,12 @@ class Stopwatch:
 
     def step(self,
         tokens, # That are no padding
-        targets, # That are learnt
+        targets, # That are learnt: tokens, or pairs of answers
         trained, # Trainable parameters
+        loss=None, # Of the step, where somebody compares them
     ):
         "Called when a step has ended"
-        self.ends.append(time.perf_counter()); self.work.append(time.process_time()); self.tokens.append(int(tokens)); self.targets.append(int(targets))
+        self.ends.append(time.perf_counter()); self.work.append(time.process_time()); self.tokens.append(int(tokens)); self.targets.append(int(targets)); self.losses.append(loss)
         self.trained,self.peak = trained,_status('VmHWM') or _peak()
 
     def report(self):
@@ -55,20 +57,23 @@ class Stopwatch:
 
 # --- the contestants: each trains, and gives the folder of its merged model ---
 
-def lumi(t, args, folder, watch, rows_at_once):
-    "Our own stage function; its trainer tells when a step has ended"
-    import torch, lumi_lab.base_model, lumi_lab.lora
-    from lumi_lab.config import resolved
+def told(watch, t, rows_at_once):
+    "Have our trainer tell `watch` when a step has ended; the run as it is raced"
     from lumi_lab.tokenizer import PAD
-    from lumi_lab.train_sft import train_sft
     from lumi_lab.trainer import Trainer
     inner = Trainer.take_step
     def take_step(self, batch):
         inner(self, batch)
-        watch.step((batch['tokens']!=PAD).sum(), batch['loss_mask'][:,1:].sum(), sum(p.numel() for p in self.model.parameters() if p.requires_grad))
+        watch.step((batch['tokens']!=PAD).sum(), self.pending[-1].n_targets, sum(p.numel() for p in self.model.parameters() if p.requires_grad), float(self.pending[-1].loss))
     Trainer.take_step = take_step
     logging.getLogger('lumi_lab').setLevel(logging.ERROR)
-    t = t.model_copy(update=dict(QUIET, per_device_train_batch_size=rows_at_once, gradient_accumulation_steps=t.batch_size//rows_at_once))
+    return t.model_copy(update=dict(QUIET, per_device_train_batch_size=rows_at_once, gradient_accumulation_steps=t.batch_size//rows_at_once))
+
+def lumi(t, args, folder, watch, rows_at_once):
+    "Our own stage function; its trainer tells when a step has ended"
+    import lumi_lab.base_model, lumi_lab.lora
+    from lumi_lab.train_sft import train_sft
+    t = told(watch, t, rows_at_once)
     watch.start()
     train_sft(t, args.base, [args.data], args.tokenizer, folder/'run', force=True)
     return folder/'run/final'
@@ -82,27 +87,41 @@ def dialogues(data):
 
 _SCHEDULES = dict(cosine='cosine_with_min_lr', linear='linear', constant='constant_with_warmup')
 
-def trl_settings(t, folder, rows, length, packed, at_once, attention='sdpa', compiled=False):
-    "`SFTConfig` of the same run; what only costs time is off"
-    from trl import SFTConfig
-    if t.lora.train_markers: raise SystemExit('lora.train_markers must be false here: the race is between the same adapters')
+def same_run(t, folder, targets, at_once, attention='sdpa', compiled=False):
+    "What TRL's trainers are told of a run, with `targets` examples a step; what only costs time is off"
     if t.optimizer!='adamw' or t.lr_schedule not in _SCHEDULES or (t.lr_schedule=='linear' and t.min_learning_rate_ratio): raise SystemExit(f'{t.optimizer} with schedule {t.lr_schedule} to {t.min_learning_rate_ratio:g} of the peak is nothing that both have')
-    return SFTConfig(str(folder/'trl'), per_device_train_batch_size=at_once, gradient_accumulation_steps=rows//at_once, max_steps=t.max_steps, learning_rate=t.learning_rate, warmup_steps=t.warmup_steps,
+    return dict(output_dir=str(folder/'trl'), per_device_train_batch_size=at_once, gradient_accumulation_steps=targets//at_once, max_steps=t.max_steps, learning_rate=t.learning_rate, warmup_steps=t.warmup_steps,
         lr_scheduler_type=_SCHEDULES[t.lr_schedule], lr_scheduler_kwargs=dict(min_lr_rate=t.min_learning_rate_ratio) if t.lr_schedule=='cosine' else None, optim='adamw_torch_fused',
         adam_beta1=t.adam_beta1, adam_beta2=t.adam_beta2, adam_epsilon=t.adam_epsilon, weight_decay=t.weight_decay, max_grad_norm=t.max_grad_norm, seed=t.seed,
-        packing=packed, packing_strategy='bfd', max_length=length, model_init_kwargs=dict(attn_implementation=attention, dtype='float32'), gradient_checkpointing=False, bf16=False, fp16=False, use_cpu=True, torch_compile=compiled,
+        model_init_kwargs=dict(attn_implementation=attention, dtype='float32'), gradient_checkpointing=False, bf16=False, fp16=False, use_cpu=True, torch_compile=compiled,
         dataloader_num_workers=0, dataloader_pin_memory=False, save_strategy='no', eval_strategy='no', logging_strategy='no', report_to='none', disable_tqdm=True)
+
+def adapters(lora):
+    "The same adapters as PEFT's; None if all weights are trained"
+    import peft
+    return lora and peft.LoraConfig(r=lora.r, lora_alpha=lora.lora_alpha, lora_dropout=lora.lora_dropout, target_modules=list(lora.target_modules), bias='none', task_type='CAUSAL_LM')
+
+def quiet():
+    "Keep the libraries from talking"
+    import datasets, transformers
+    warnings.filterwarnings('ignore'); transformers.logging.set_verbosity_error(); datasets.disable_progress_bars()
+
+def save_merged(model, base, folder):
+    "Write what a trainer has made, adapters merged; the folder"
+    (model.merge_and_unload() if hasattr(model, 'merge_and_unload') else model).save_pretrained(folder)
+    shutil.copy(Path(base)/'config.json', folder/'config.json')                  # the shape is the base's; this says it in our own keys
+    return folder
 
 def trl(t, args, folder, watch, rows_at_once, packed):
     "`SFTTrainer` on the same base with PEFT's adapters, given our ids and masks"
     import datasets, peft, torch, transformers
-    from trl import SFTTrainer
-    warnings.filterwarnings('ignore'); transformers.logging.set_verbosity_error(); datasets.disable_progress_bars()
+    from trl import SFTConfig,SFTTrainer
+    quiet()
+    if t.lora.train_markers: raise SystemExit('lora.train_markers must be false here: the race is between the same adapters')
     data,ids,marks = dialogues(args.data)
     rows,at_once = t.batch_size,rows_at_once
     if not packed: at_once = round(rows_at_once*len(ids)/data.n_rows); rows = at_once*(t.batch_size//rows_at_once)
-    settings = trl_settings(t, folder, rows, data.sequence_length+1, packed, at_once, args.attention, args.compiled)
-    lora = peft.LoraConfig(r=t.lora.r, lora_alpha=t.lora.lora_alpha, lora_dropout=t.lora.lora_dropout, target_modules=list(t.lora.target_modules), bias='none', task_type='CAUSAL_LM')
+    settings = SFTConfig(**same_run(t, folder, rows, at_once, args.attention, args.compiled), packing=packed, packing_strategy='bfd', max_length=data.sequence_length+1)
     feature = lambda kind: datasets.Sequence(datasets.Value(kind))
     train = datasets.Dataset.from_dict(dict(input_ids=ids, assistant_masks=marks), features=datasets.Features(input_ids=feature('int32'), assistant_masks=feature('int8')))
     del ids,marks
@@ -116,11 +135,9 @@ def trl(t, args, folder, watch, rows_at_once, packed):
             watch.step(trainer.seen, trainer.learnt, sum(p.numel() for p in model.parameters() if p.requires_grad)); trainer.seen = trainer.learnt = 0
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.base)
     watch.start()
-    trainer = Timed(str(args.base), args=settings, train_dataset=train, processing_class=tokenizer, peft_config=lora, callbacks=[Watch()])
+    trainer = Timed(str(args.base), args=settings, train_dataset=train, processing_class=tokenizer, peft_config=adapters(t.lora), callbacks=[Watch()])
     trainer.train()
-    trainer.model.merge_and_unload().save_pretrained(folder/'merged')
-    shutil.copy(Path(args.base)/'config.json', folder/'merged/config.json')      # the shape is the base's; this says it in our own keys
-    return folder/'merged'
+    return save_merged(trainer.model, args.base, folder/'merged')
 
 def documents_apart(
     base, # Hugging Face folder
@@ -160,25 +177,19 @@ def held_out_loss(
 
 # --- what is raced on where speed and memory alone count ---
 
-def random_race(
-    folder, # Gets `base`, `tokenizer` and `data`
+def random_base(
+    folder, # Gets `base` and `tokenizer`
     architecture='architectures/tiny.json', # Shape of the base
-    sequence_length=1024, # Of the rows
-    n_dialogues=2000, # Nine of ten to train on
-    mean_length=120, # Tokens of a dialogue, roughly; two thirds of them are learnt
-): # The three folders, by name
-    "Write an untrained base, a vocabulary of invented words of its size, and dialogues of random ids"
+): # The tokenizer
+    "Write an untrained base, and a vocabulary of invented words of its size"
     import torch
     from lumi_lab.artifact import publish
-    from lumi_lab.best_fit import plan_rows, write_plan
-    from lumi_lab.budget import ArchitectureConfig, TrainingConfig
-    from lumi_lab.chat import load_template
+    from lumi_lab.budget import ArchitectureConfig,TrainingConfig
     from lumi_lab.checkpoint import save_checkpoint
-    from lumi_lab.config import load_config, resolved
+    from lumi_lab.config import load_config
     from lumi_lab.optim import build_optimizer
-    from lumi_lab.packing import PackedTokens, PackedWriter
     from lumi_lab.pieces import train_pieces
-    from lumi_lab.tokenizer import BOS, Tokenizer
+    from lumi_lab.tokenizer import Tokenizer
     from lumi_lab.transformer import Transformer
     folder,draw,arch = Path(folder),np.random.default_rng(0),load_config(ArchitectureConfig, architecture)
     letters,V = np.array(list('abcdefghijklmnopqrstuvwxyz')),arch.vocab_size
@@ -188,15 +199,47 @@ def random_race(
     torch.manual_seed(0); model = Transformer(arch)
     optimizer = build_optimizer(model, TrainingConfig(name='random', architecture=architecture, per_device_train_batch_size=1, max_steps=1, learning_rate=1e-3))
     save_checkpoint(folder/'base', model, optimizer, tokenizer, dict(step=0), dict(architecture=arch), [], dict(step=0))
+    return tokenizer
+
+def write_documents(
+    draft, # Of the artifact
+    split, # train or val
+    documents, # Lists of ids
+    marks, # 1 where the token is learnt, for each
+    vocab_size, # Of the tokenizer
+    row_length, # Inputs of a row
+    together=1, # So many documents share a row in any case
+    **counts, # Further numbers for the statistics
+):
+    "Write one split of packed dialogues, or of packed pairs"
+    from lumi_lab.best_fit import plan_rows, write_plan
+    from lumi_lab.packing import PackedTokens, PackedWriter
+    with PackedWriter(draft.folder/split, vocab_size) as writer:
+        for ids in documents: writer.add(ids)
+    starts = PackedTokens(draft.folder/split).starts
+    rows = plan_rows(starts[::together], row_length); write_plan(draft.folder/f'{split}.rows', rows, row_length)
+    mask = np.concatenate(marks).astype(np.uint8); mask.tofile(draft.folder/f'{split}.mask')
+    draft.statistics[split] = dict(documents=len(documents), tokens=int(starts[-1]), targets=int(mask.sum()), rows=len(rows.firsts)-1, bytes=int(starts[-1]), **counts)
+
+def random_race(
+    folder, # Gets `base`, `tokenizer` and `data`
+    architecture='architectures/tiny.json', # Shape of the base
+    sequence_length=1024, # Of the rows
+    n_dialogues=2000, # Nine of ten to train on
+    mean_length=120, # Tokens of a dialogue, roughly; two thirds of them are learnt
+): # The three folders, by name
+    "Write an untrained base, its vocabulary, and dialogues of random ids"
+    from lumi_lab.artifact import publish
+    from lumi_lab.chat import load_template
+    from lumi_lab.config import resolved
+    from lumi_lab.tokenizer import BOS
+    folder,draw = Path(folder),np.random.default_rng(1)
+    tokenizer = random_base(folder, architecture)
     with publish(folder/'data', 'sft', dict(sequence_length=sequence_length), [], manifest_name='final_manifest.json') as draft:
         for split,n in (('train', n_dialogues*9//10), ('val', n_dialogues//10)):
             sizes = np.clip(draw.lognormal(np.log(mean_length)-.18, .6, n), 12, sequence_length+1).astype(int)
-            with PackedWriter(draft.folder/split, V) as writer:
-                for size in sizes: writer.add([BOS, *draw.integers(300, V, size-1).tolist()])
-            starts = PackedTokens(draft.folder/split).starts
-            rows = plan_rows(starts, sequence_length); write_plan(draft.folder/f'{split}.rows', rows, sequence_length)
-            mask = np.concatenate([np.arange(size)>=size//3 for size in sizes]).astype(np.uint8); mask.tofile(draft.folder/f'{split}.mask')
-            draft.statistics[split] = dict(documents=n, tokens=int(starts[-1]), targets=int(mask.sum()), rows=len(rows.firsts)-1, bytes=int(starts[-1]))
+            documents = [[BOS, *draw.integers(300, tokenizer.vocab_size, size-1).tolist()] for size in sizes]
+            write_documents(draft, split, documents, [np.arange(size)>=size//3 for size in sizes], tokenizer.vocab_size, sequence_length)
         draft.top.update(tokenizer_config_hash=tokenizer.sha256, template=resolved(load_template('chatml')))
     return {name:folder/name for name in ('base', 'data', 'tokenizer')}
 
@@ -209,10 +252,11 @@ def run(
     steps, # Instead of the config's
     threads=2, # Of PyTorch
     *more, # Further flags
+    script=__file__, # The race
 ): # What the contestant reports
     "Run a contestant in a process of its own"
     with tempfile.TemporaryDirectory() as folder:
-        line = [sys.executable, __file__, name, *(f'--{k}={place[k]}' for k in ('base', 'data', 'tokenizer')), f'--config={config}', f'--steps={steps}', f'--out={folder}/out.json', *more]
+        line = [sys.executable, script, name, *(f'--{k}={place[k]}' for k in ('base', 'data', 'tokenizer')), f'--config={config}', f'--steps={steps}', f'--out={folder}/out.json', *more]
         env = {**os.environ, 'OMP_NUM_THREADS':str(threads), 'PYTHONPATH':str(Path(__file__).resolve().parents[1]), 'HF_HUB_OFFLINE':'1', 'TOKENIZERS_PARALLELISM':'false'}
         done = subprocess.run(line, capture_output=True, text=True, env=env)
         if done.returncode: raise RuntimeError(f'{name}: {(done.stderr or done.stdout)[-3000:]}')
