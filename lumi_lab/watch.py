@@ -92,7 +92,7 @@ def _preferences(ax, runs):
         right = _curve(records, 'held_out_accuracy', place)[1]
         if right and not label: ax.set_title(f'{right[-1]:.0%} of held-out pairs the right way round', fontsize='medium', loc='right')
     ax.axhline(0, color='k', lw=.5)
-    ax.set_ylabel('change of log-probability (nats)' if key.endswith('change') else 'log-probability (nats)'); ax.legend()
+    ax.set_ylabel('change of log-prob. (nats)' if key.endswith('change') else 'log-probability (nats)'); ax.legend()
 
 # %% ../nbs/39_watch.ipynb #8c8d07a2
 def _rate(ax, runs):
