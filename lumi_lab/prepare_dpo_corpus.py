@@ -91,8 +91,8 @@ def _asked(pair):
     return prompt_text([dict(role='user', content='\n\n'.join(m['content']+'\n\n'+m.get('input', '') for m in pair.messages if m['role']!='system'))])
 
 def _publish_split(folder, split, written, vocab_size, config):
-    "Write the files of a split, the held-out pairs as text too; its statistics"
-    texts = [dict(id=w.item.id, source=w.item.source, messages=w.item.messages, chosen=w.item.chosen, rejected=w.item.rejected) for w in written] if split=='val' else None
+    "Write the files of a split, tokens and text; its statistics"
+    texts = [dict(id=w.item.id, source=w.item.source, messages=w.item.messages, chosen=w.item.chosen, rejected=w.item.rejected) for w in written]
     packed = pack_split(folder/split, [r for w in written for r in (w.chosen, w.rejected)], [a for w in written for a in (w.item.chosen, w.item.rejected)], vocab_size, 2*config.sequence_length, 2, texts)
     lengths = [(sum(w.chosen.mask), sum(w.rejected.mask)) for w in written]
     return dict(pairs=len(written), **packed, chosen_tokens=round(sum(c for c,_ in lengths)/len(lengths), 2), rejected_tokens=round(sum(r for _,r in lengths)/len(lengths), 2),
