@@ -41,7 +41,7 @@ def in_step():
 def floors():
     "An exported cell imports only from lower-numbered notebooks; stages never import stages"
     number = {m:p.name for p in rooms() if (m:=own_module(p)) and p.name[0].isdigit()}
-    stages = {m for m,n in number.items() if f'lumi_{m}' in Path('settings.ini').read_text() and m!='pipeline'}
+    stages = {m for m in number if f'=lumi_lab.{m}:main' in Path('settings.ini').read_text() and m not in ('pipeline', 'artifact')}
     bad = []
     for p in rooms():
         if not (mod:=own_module(p)): continue

@@ -48,6 +48,7 @@ def first_pairs(
     folder, # Gets fewer
     n_train, # Pairs to train on
     n_val=8, # Held-out ones
+    sequence_length=None, # Of a dialogue, at most, if it is to be another: rows are twice as long
 ): # The folder
     "Take the first pairs of each split, where a race needs no more; they are in an order drawn by lot"
     from lumi_lab.artifact import load_manifest
@@ -57,7 +58,7 @@ def first_pairs(
         some = [(p, a) for p,*both in zip(*(v[:n] for v in found.values())) for a in both]
         splits[split] = [p+a for p,a in some],[np.arange(len(p)+len(a))>=len(p) for p,a in some]
         largest = max(largest, int(packed.tokens.tokens.max())+1)
-    return _write(folder, packed.context, splits, {k:top[k] for k in ('tokenizer_config_hash', 'template')}, largest)
+    return _write(folder, sequence_length or packed.context, splits, {k:top[k] for k in ('tokenizer_config_hash', 'template')}, largest)
 
 def random_pairs(
     folder, # Gets `base`, `tokenizer` and `data`
@@ -86,7 +87,7 @@ def random_pairs(
 
 def lumi(t, args, folder, watch, rows_at_once):
     "Our own stage function; the seconds that its reference takes are those of the training pairs"
-    import lumi_lab.base_model, lumi_lab.dpo, lumi_lab.lora, lumi_lab.reference
+    import accelerate, torch._dynamo, torch.profiler, lumi_lab.base_model, lumi_lab.dpo, lumi_lab.lora, lumi_lab.reference   # what the first step would import, too
     from lumi_lab.train_dpo import train_dpo
     t,score = told(watch, t, rows_at_once),lumi_lab.reference._scored
     def timed(accelerator, base, dataset, rows_at_once):
@@ -140,7 +141,7 @@ def as_dataset(found):
 
 def trl(t, args, folder, watch, rows_at_once):
     "`DPOTrainer` on the same model with PEFT's adapters, given our ids; about as many pairs a step as our rows hold on average, or the very same"
-    import datasets, peft, torch, transformers, trl.trainer.dpo_trainer
+    import accelerate, datasets, peft, torch._dynamo, torch.profiler, transformers, trl.trainer.dpo_trainer
     from lumi_lab.batches import Mixture
     quiet()
     packed,found = pairs(args.data)

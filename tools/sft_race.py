@@ -25,8 +25,8 @@ def _status(key):
     return next((int(l.split()[1])*1024 for l in path.read_text().splitlines() if l.startswith(key)), None) if path.exists() else None
 
 def _peak():
-    "The most resident memory so far, in bytes, by the system's own count"
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform=='darwin' else 1024)
+    "The most resident memory so far, in bytes, by the system's own count; where it tells no more than `ru_maxrss`, that may be what the parent had"
+    return _status('VmHWM') or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform=='darwin' else 1024)
 
 class Stopwatch:
     "Notes when each step ended, what it read, and the peak of memory"
@@ -47,7 +47,7 @@ class Stopwatch:
     ):
         "Called when a step has ended"
         self.ends.append(time.perf_counter()); self.work.append(time.process_time()); self.tokens.append(int(tokens)); self.targets.append(int(targets)); self.losses.append(loss)
-        self.trained,self.peak = trained,_status('VmHWM') or _peak()
+        self.trained,self.peak = trained,_peak()
 
     def report(self):
         "What there is to say; the clock runs from the end of the first step to the end of the last"
@@ -104,7 +104,7 @@ def adapters(lora):
 def quiet():
     "Keep the libraries from talking"
     import datasets, transformers
-    warnings.filterwarnings('ignore'); transformers.logging.set_verbosity_error(); datasets.disable_progress_bars()
+    warnings.filterwarnings('ignore'); transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar(); datasets.disable_progress_bars()
 
 def save_merged(model, base, folder):
     "Write what a trainer has made, adapters merged; the folder"
