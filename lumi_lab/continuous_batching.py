@@ -14,7 +14,6 @@ from itertools import count
 from typing import NamedTuple
 import torch
 from fastcore.basics import patch
-from torch import Tensor
 from .artifact import hashed_number
 from .attention import KVCache
 from .config import LumiError
@@ -171,13 +170,13 @@ def next_seed(self:Engine)->int: # another one at each call, the same row for th
 def _give(self:Engine, ticket, piece):
     "Hand out a piece; whoever cannot take it is cancelled"
     if ticket.done: return
-    ticket.done = piece.finish_reason is not None
+    if piece.finish_reason:
+        ticket.done = True
+        with self._wake: self._counts['in_flight'] -= 1; self._ended[piece.finish_reason] += 1
     try: ticket.on_piece(piece)
     except Exception as e:
         logging.getLogger('lumi_lab').exception('on_piece of request %d failed', ticket.id)
         ticket.on_piece,ticket.cancelled,ticket.error = lambda _: None,True,f'{type(e).__name__}: {e}'
-    if piece.finish_reason:
-        with self._wake: self._counts['in_flight'] -= 1; self._ended[piece.finish_reason] += 1
 
 @patch
 def _end(self:Engine, ticket, reason, error=None):
@@ -312,21 +311,28 @@ def _hand_out(self:Engine, tokens, chances):
 @patch
 def _work(self:Engine):
     "Step while there is work; wait where there is none"
-    with torch.inference_mode():
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._ending or self.in_flight)
-                if not self.in_flight: return
-            start,n = time.perf_counter(),self._counts['tokens']
-            try: self._step()
-            except Exception as e: self._fail(e)
-            self._counts['steps'] += 1
-            self._recent.append((time.perf_counter()-start, self._counts['tokens']-n))
+    try:
+        with torch.inference_mode():
+            while self._has_work():
+                start,n = time.perf_counter(),self._counts['tokens']
+                try: self._step()
+                except Exception as e: self._fail(e)
+                self._counts['steps'] += 1
+                self._recent.append((time.perf_counter()-start, self._counts['tokens']-n))
+    finally:                                               # after an error that nothing can mend, nobody must wait for ever
+        self._ending = True
+        for ticket in self._waiting: self._end(ticket, 'error', 'the engine broke down')
+
+@patch
+def _has_work(self:Engine):
+    with self._wake:
+        self._wake.wait_for(lambda: self._ending or self.in_flight)
+        return self.in_flight>0
 
 @patch
 def _fail(self:Engine, error):
     "End all that runs: the step they shared failed"
     logging.getLogger('lumi_lab').exception('a step failed')
     gone,self._running,self._reading,self._window,self._rules = [*self._running, *([self._reading] if self._reading else [])],[],None,None,None
-    for row in range(self.max_batch+1): self._slots.clear(row)
     for ticket in gone: self._end(ticket, 'error', f'{type(error).__name__}: {error}')
+    for row in range(self.max_batch+1): self._slots.clear(row)

@@ -234,7 +234,7 @@ def prompt_ids(
     ids = [tokenizer.encode(p, bos=True) if isinstance(p, str) else list(p) or [tokenizer.bos_id] for p in prompts]
     for i,p in enumerate(ids):
         if len(p)>context: raise LumiError(f"prompt {i} has {len(p):,} tokens, {len(p)-context:,} more than the context of {context:,}; shorten it")
-        if not 0<=min(p)<=max(p)<model.arch.vocab_size: raise LumiError(f"prompt {i} has ids from {min(p)} to {max(p)}, the vocabulary is 0 to {model.arch.vocab_size-1}; was it encoded by another tokenizer?")
+        if not 0<=min(p)<=max(p)<tokenizer.vocab_size: raise LumiError(f"prompt {i} has ids from {min(p)} to {max(p)}, the vocabulary is 0 to {tokenizer.vocab_size-1}; was it encoded by another tokenizer?")
     return ids
 
 @contextmanager
