@@ -15,7 +15,7 @@ from .batches import Mixture
 from .budget import ArchitectureConfig,count_parameters
 from .chat import Chat,ChatTemplate,template_of
 from .checkpoint import load_transformer
-from .config import LumiError,parse_config,read_json,resolved
+from .config import LumiError,parse_config,read_json
 from .finetuning import FinetuningConfig,LoRAConfig,count_adapter_parameters,with_steps
 from .loading import open_pair
 from .lora import add_lora

@@ -9,7 +9,7 @@ __all__ = ['GGUF_FORMS', 'gguf_tensors', 'gguf_vocabulary', 'write_gguf', 'model
 import json
 from pathlib import Path
 from .config import LumiError
-from .pieces import BOS,BYTE,CONTROL,CONTROLS,EOS,PAD,UNK,UNKNOWN,UNUSED,hugging_face_form,model_pieces
+from .pieces import BOS,CONTROL,CONTROLS,EOS,PAD,UNK,UNKNOWN,UNUSED,hugging_face_form,model_pieces
 
 # %% ../nbs/88_gguf_file.ipynb #53bc244a
 def _side_by_side(weight, n_head):

@@ -10,7 +10,7 @@ __all__ = ['StreamOptions', 'Sampled', 'sampling_options', 'TextPart', 'ChatMess
 # %% ../nbs/83_openai_protocol.ipynb #4cbe4b69
 import json,re
 from typing import Annotated,Literal,NamedTuple
-from pydantic import Field,ValidationError,field_validator
+from pydantic import Field,ValidationError
 from .artifact import hashed_number
 from .config import Config,json_schema
 from .door import ApiError

@@ -6,7 +6,7 @@
 __all__ = ['served_names', 'load_served', 'open_socket', 'main']
 
 # %% ../nbs/98_serve.ipynb #cee979cf
-import calendar,errno,logging,re,socket,time
+import calendar,errno,re,socket,time
 from pathlib import Path
 from .application import build_app
 from .calls import Served
