@@ -14,7 +14,6 @@ from itertools import count
 from typing import NamedTuple
 import torch
 from fastcore.basics import patch
-from .artifact import hashed_number
 from .attention import KVCache
 from .config import LumiError
 from .generation import GrowingAnswer,SamplingConfig,choose_tokens,decode,group_rows,prompt_ids,read_into
@@ -102,19 +101,18 @@ class Engine:
         tokenizer:Tokenizer, # the one the model was trained with
         max_batch:int=32, # answers that are written at once
         max_queue:int=128, # requests that may wait beyond these
-        seed:int=0, # of `next_seed`
         read_tokens:int=256, # tokens of prompts, padding included, that are read between two steps
         threads:int|None=None, # of the CPU that compute; None: as many as PyTorch takes
     ):
         prompt_ids(model, tokenizer, [])                   # refuses a tokenizer that does not fit
-        self.model,self.tokenizer,self.max_batch,self.max_queue,self.seed,self.read_tokens,self.threads = model.eval(),tokenizer,max_batch,max_queue,seed,read_tokens,threads
+        self.model,self.tokenizer,self.max_batch,self.max_queue,self.read_tokens,self.threads = model.eval(),tokenizer,max_batch,max_queue,read_tokens,threads
         weight = model.model.embed_tokens.weight
         self._device = 'cpu' if weight.device.type=='mps' else weight.device   # of choosing: Apple's GPU has no float64
         with torch.inference_mode():
             self._slots = Slots(model.arch, max_batch+1, model.arch.sequence_length, weight.device, weight.dtype)
             self._seen = torch.zeros(max_batch, tokenizer.vocab_size, dtype=torch.bool, device=self._device)
         self._waiting,self._running,self._reading,self._window,self._rules = deque(),[],None,None,None
-        self._wake,self._numbers,self._seeds,self._ending,self._dropping = threading.Condition(),count(1),count(1),False,False
+        self._wake,self._numbers,self._ending,self._dropping = threading.Condition(),count(1),False,False
         self._counts,self._ended,self._recent,self._first = Counter(),Counter(),deque(maxlen=100),deque(maxlen=100)
         self._thread = threading.Thread(target=self._work, name='lumi-engine', daemon=True)
         self._thread.start()
@@ -170,11 +168,6 @@ def stats(self:Engine):
     counts = {k:self._counts[k] for k in ('requests', 'prompt_tokens', 'tokens', 'steps')}
     return dict(running=len(self._running), queued=max(0, self.in_flight-len(self._running)), **counts, finished=dict(self._ended),
         tokens_per_second=tokens/seconds if seconds else 0., first_token_seconds=sum(self._first)/len(self._first) if self._first else 0.)
-
-@patch
-def next_seed(self:Engine)->int: # another one at each call, the same row for the same `seed` of the engine
-    "Draw a seed for a request that names none"
-    return hashed_number(self.seed, next(self._seeds))%2**63
 
 # %% ../nbs/53_continuous_batching.ipynb #7f27040a
 @patch
