@@ -1,4 +1,4 @@
-# make demo · make test · make check · make commands · make docs · make export · make bench · make clean
+# make demo · make test · make check · make commands · make page · make docs · make export · make bench · make clean
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -6,12 +6,13 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.
 WORKERS ?= 2
 NOTEBOOKS := $(wildcard nbs/*.ipynb nbs/*/*.ipynb)
 
-.PHONY: help demo test check commands docs readme export run bench clean
+.PHONY: help demo test check commands page docs readme export run bench clean
 help:
 	@echo "make demo    text to an evaluated language model on this machine, in minutes"
 	@echo "make test    every notebook is a test; run them all"
 	@echo "make check   notebooks clean, modules and README in step, floor rule, configs, wheel"
 	@echo "make commands  the documented command lines, word for word, from a built wheel in an empty folder"
+	@echo "make page    the chat page in a real browser (needs Chromium or Chrome), half a minute"
 	@echo "make docs    README.md and a preview of the site in _preview/ (no Quarto needed)"
 	@echo "make export  modules from notebooks;  make run: refresh the notebooks' outputs"
 	@echo "make bench   the peers in an environment of their own, and a race with them (an hour, on an idle machine)"
@@ -42,6 +43,9 @@ check: $(VENV)/.installed-dev
 
 commands: $(VENV)/.installed-dev
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/commands.py --wheel
+
+page: $(VENV)/.installed-dev
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/chat_page_test.py
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python tools/docs/build.py all
