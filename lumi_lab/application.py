@@ -9,6 +9,7 @@ __all__ = ['build_app']
 import asyncio,json
 from functools import partial
 from .calls import Call,answer_events,chat_job,completion_job,served_model,whole_answer
+from .docs_page import docs_page
 from .door import ApiError,Door,Limits,Traffic,content_policy
 from .openai_protocol import ChatRequest,CompletionRequest,openapi_schemas
 
@@ -37,7 +38,7 @@ async def _answer(request, make_job, models, limits, traffic):
         if job.request.stream:
             events = answer_events(call)
             return _event_stream(call, await anext(events), events, headers)
-        return Response(json.dumps(await whole_answer(call), ensure_ascii=False), media_type='application/json', headers=headers)
+        return Response(await call.aside(json.dumps, await whole_answer(call), ensure_ascii=False), media_type='application/json', headers=headers)
     except BaseException: call.close(); raise
     finally:
         watcher.cancel()
@@ -66,8 +67,11 @@ def _document(api, models, key):
     for path in doc['paths'].values():
         for operation in path.values(): operation['responses'].pop('422', None)
     schemas = openapi_schemas(ChatRequest, CompletionRequest)
-    for name,able in dict(ChatRequest=[m.name for m in models.values() if m.chat], CompletionRequest=list(models)).items():
-        if able: schemas[name]['properties']['model']['enum'] = able
+    able = dict(ChatRequest=[m.name for m in models.values() if m.chat], CompletionRequest=list(models))
+    for name,names in able.items():
+        if names: schemas[name]['properties']['model']['enum'] = names
+    for path,name,more in (('chat/completions', 'ChatRequest', dict(messages=[dict(role='user', content='Hello')])), ('completions', 'CompletionRequest', dict(prompt='Once upon a time', max_tokens=32))):
+        doc['paths'][f'/v1/{path}']['post']['requestBody']['content']['application/json']['example'] = dict(model=(able[name] or ['a fine-tuned model'])[0], **more)
     doc['components'] = dict(schemas=dict(schemas, Error=_ERROR, Reply=_REPLY))
     if key: doc['components']['securitySchemes'],doc['security'] = dict(key=dict(type='http', scheme='bearer')),[dict(key=[])]
     api.openapi_schema = doc
@@ -97,7 +101,9 @@ def _add_paths(api, models, limits, traffic, page):
     async def one(model:str): return JSONResponse(_card(served_model(models, model)))
     async def health(): return JSONResponse(dict(status='ok', models=list(models)))
     async def metrics(): return PlainTextResponse(traffic.text(_gauges(models)), media_type='text/plain; version=0.0.4')
-    async def index(): return HTMLResponse(page, headers={'Content-Security-Policy':content_policy(page), 'Referrer-Policy':'no-referrer', 'Cache-Control':'no-cache'})
+    def shown(html): return HTMLResponse(html, headers={'Content-Security-Policy':content_policy(html), 'Referrer-Policy':'no-referrer', 'Cache-Control':'no-cache'})
+    async def index(): return shown(page)
+    async def docs(request:Request): return shown(docs_page(api.openapi(), next(iter(models)), f'{request.base_url}'.rstrip('/')))
     post,get = partial(api.add_api_route, methods=['POST']),partial(api.add_api_route, methods=['GET'])
     post('/v1/chat/completions', chat, **_described('Go on with a dialogue', 'ChatRequest', reply='Reply'))
     post('/v1/completions', completion, **_described('Go on with a text', 'CompletionRequest', reply='Reply'))
@@ -106,6 +112,7 @@ def _add_paths(api, models, limits, traffic, page):
     get('/health', health, **_described('Say that the server runs'))
     get('/metrics', metrics, **_described('Numbers for Prometheus', media='text/plain'))
     get('/', index, include_in_schema=False)
+    get('/docs', docs, include_in_schema=False)
 
 # %% ../nbs/87_application.ipynb #59b9cfb0
 def build_app(
@@ -123,7 +130,7 @@ def build_app(
     from starlette.exceptions import HTTPException
     api = FastAPI(docs_url=None, redoc_url=None, redirect_slashes=False)
     api.openapi = partial(_document, api, models, key)
-    api.state.traffic = traffic = Traffic(('/', '/health', '/metrics', '/openapi.json', '/v1/models', '/v1/completions', '/v1/chat/completions'))
+    api.state.traffic = traffic = Traffic(('/', '/docs', '/health', '/metrics', '/openapi.json', '/v1/models', '/v1/completions', '/v1/chat/completions'))
     _add_paths(api, models, limits, traffic, page)
     def shown(e, more=None): return Response(e.body, e.status, media_type='application/json', headers={**e.headers, **(more or {})})
     async def refused(request, e): return shown(e)

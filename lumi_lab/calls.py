@@ -7,7 +7,7 @@ __all__ = ['Served', 'fitting_prompt', 'Job', 'served_model', 'chat_job', 'compl
            'answer_events']
 
 # %% ../nbs/84_calls.ipynb #62baa8c3
-import asyncio,contextlib,json,secrets,time
+import asyncio,contextlib,json,logging,secrets,time
 from collections import deque
 from functools import partial
 from typing import NamedTuple
@@ -26,6 +26,7 @@ class Served(NamedTuple):
     context:int # Tokens of prompt and answer
     created:int # When it was made, seconds since 1970
     parameters:int # How many
+    scorer:object=None # Of room 54, for `echo` with `logprobs`
 
 # %% ../nbs/84_calls.ipynb #af1cdbf7
 def fitting_prompt(
@@ -37,14 +38,8 @@ def fitting_prompt(
     "Turn a dialogue into ids that fit; raises `ApiError` for one that is unsound, or whose last question alone is too long"
     if why := check_messages(messages) or (messages[-1]['role']!='user' and 'the assistant has the last word'):
         raise ApiError(400, f"messages: {why.replace('_', ' ')}; a system message may come first, then user and assistant in turn, the user last, none of them empty", 'messages')
-    system,turns = messages[:messages[0]['role']=='system'],messages[messages[0]['role']=='system':]
-    room = context-min(wanted, max(context//4, 1))+1
-    few,many = 0,len(turns)//2                                                             # pairs to leave out: at least, at most
-    while few<many:
-        middle = (few+many)//2
-        if len(chat.prompt_ids(system+turns[2*middle:]))<=room: many = middle
-        else: few = middle+1
-    return _checked_length(chat.prompt_ids(system+turns[2*few:]), context),2*few
+    ids,left_out = chat.fitting_ids(messages, context, wanted)
+    return _checked_length(ids, context),left_out
 
 def _checked_length(ids, context):
     "Refuse a prompt that is longer than the context"
@@ -128,28 +123,35 @@ class Call:
     ):
         self.job,self.traffic,self.gone,self.tickets,self.mailbox = job,traffic,False,[],Mailbox(bool(job.request.stream))
         self.lead = job.served.chat.template.assistant.lead if isinstance(job.request, ChatRequest) else ''
+        self.scoring,self.scores,self.begun = None,None,set() # Of the prompts; answers that have begun
         try: self.submit(limits)
         except BaseException: self.close(); raise
 
     def submit(self, limits):
         "Ask for each answer"
-        from lumi_lab.continuous_batching import QueueFull
+        from lumi_lab.continuous_batching import Piece,QueueFull
         from lumi_lab.generation import SamplingConfig
         r,served,n,seed = self.job.request,self.job.served,self.job.request.n or 1,secrets.randbelow(2**63)
         if n*len(self.job.prompts)>limits.max_answers: raise ApiError(400, f"{n*len(self.job.prompts)} answers in one request are too many; this server gives {limits.max_answers}", 'n')
-        self.held = {i:'' for i in range(n*len(self.job.prompts))}
-        for i in self.held:
-            ids = self.job.prompts[i//n]
-            room = min(r.asked_tokens or limits.max_tokens, limits.max_tokens, served.context-len(ids)+1)
-            sampling = SamplingConfig(**sampling_options(r, room, seed, i%n))
-            try: self.tickets.append(served.engine.submit(ids, sampling, partial(self.mailbox.put, i), r.alternatives, limits.timeout))
-            except LumiError as e: raise ApiError(503, f"this model answers no more ({e})", code='shutting_down', retry_after=5) from None
-            except QueueFull: raise ApiError(429, "too many requests are waiting; try again in a moment", code='queue_full', retry_after=1) from None
+        self.held,wanted = {i:'' for i in range(n*len(self.job.prompts))},limits.max_tokens if r.asked_tokens is None else min(r.asked_tokens, limits.max_tokens)
+        try:
+            if getattr(r, 'echo', None) and r.alternatives is not None: self.scoring = served.scorer.submit(self.job.prompts, r.alternatives, limits.timeout)
+            for i in self.held:
+                ids,put = self.job.prompts[i//n],partial(self.mailbox.put, i)
+                if not wanted: put(Piece('', finish_reason='length')); continue            # only the prompt is asked for
+                sampling = SamplingConfig(**sampling_options(r, min(wanted, served.context-len(ids)+1), seed, i%n))
+                self.tickets.append(served.engine.submit(ids, sampling, put, r.alternatives, limits.timeout))
+        except LumiError as e: raise ApiError(503, f"this model answers no more ({e})", code='shutting_down', retry_after=5) from None
+        except QueueFull: raise ApiError(429, "too many requests are waiting; try again in a moment", code='queue_full', retry_after=1) from None
+
+    def cancel(self):
+        "Compute no further"
+        for t in (*self.tickets, *([self.scoring] if self.scoring else [])): t.cancel()
 
     def close(self):
         "Give the slots back, count"
-        for t in self.tickets: t.cancel()
-        if self.traffic and self.tickets:
+        self.cancel()
+        if self.traffic and (self.tickets or self.scoring):
             sums,first = self.traffic.sums,self.mailbox.first
             for name,value in self.usage.items(): sums[name] += value
             if first: sums['first_token_seconds'] += first-self.mailbox.start; sums['first_tokens'] += 1
@@ -160,24 +162,56 @@ class Call:
 
 # %% ../nbs/84_calls.ipynb #2e5c66a4
 @patch
+def _failure(self:Call, reason):
+    "What is said of a request that ended without an answer"
+    if self.gone or reason=='cancelled': return ApiError(499 if self.gone else 503, "the request was cancelled", code='cancelled')
+    if reason=='error': return ApiError(500, "the model failed to answer this request; the server's log says why", code='engine_error')
+    return ApiError(429, "the request waited too long; try again in a moment", code='timeout', retry_after=5)
+
+@patch
 def _new(self:Call, i, pieces):
     "What pieces of one answer are to its client"
     text,reason,tokenizer = ''.join(p.text for p in pieces),pieces[-1].finish_reason,self.job.served.tokenizer
-    if self.gone or reason=='cancelled': raise ApiError(499 if self.gone else 503, "the request was cancelled", code='cancelled')
-    if reason=='error': raise ApiError(500, "the model failed to answer this request; the server's log says why", code='engine_error')
-    if reason=='timeout' and not self.tickets[i].completion_tokens: raise ApiError(429, "the request waited too long; try again in a moment", code='timeout', retry_after=5)
+    if self.gone or reason in ('cancelled', 'error') or reason=='timeout' and not self.tickets[i].completion_tokens: raise self._failure(reason)
     if self.held[i] is not None and self.lead:
         text = self.held[i]+text
         self.held[i],text = (text, '') if reason is None and len(text)<len(self.lead) else (None, text.removeprefix(self.lead))
-    chances = None
-    if self.job.request.alternatives is not None:
-        spelt = tokenizer.token_text_bytes
-        chances = [TokenChance(spelt(p.token), p.logprob, [(spelt(t), l) for t,l in p.top or []]) for p in pieces if p.token is not None and p.logprob is not None and p.token not in tokenizer.end_ids]
+    chances,prompt = None,i//(self.job.request.n or 1)
+    if self.job.request.alternatives is not None: chances = [self._chance(p.token, p.logprob, p.top or []) for p in pieces if p.token is not None and p.logprob is not None and p.token not in tokenizer.end_ids]
+    if i not in self.begun: text = self.job.echo[prompt]+text
+    if self.scores:
+        scores,end = self.scores[prompt]
+        if reason=='stop' and not self.tickets[i].completion_tokens: chances.append(end)
+        if i not in self.begun: chances = scores+chances
+    self.begun.add(i)
     return Answer(i, text, {'timeout':'length'}.get(reason, reason), chances)
+
+@patch
+def _chance(self:Call, token, logprob, top):
+    spelt = self.job.served.tokenizer.token_text_bytes
+    return TokenChance(spelt(token), logprob, None if top is None else [(spelt(t), l) for t,l in top])
+
+# %% ../nbs/84_calls.ipynb #a704d0bf
+@patch
+async def aside(self:Call, function, *args, **kwargs):
+    "Call a function; beside the loop where there are the probabilities of whole prompts"
+    return await asyncio.to_thread(function, *args, **kwargs) if self.scoring else function(*args, **kwargs)
+
+@patch
+async def _scored(self:Call):
+    "Wait for the probabilities of the prompts"
+    from lumi_lab.prompt_scores import Ended
+    spelt = lambda scored: [([self._chance(*s) for s in scores],self._chance(*end)) for scores,end in scored]
+    try: return await self.aside(spelt, await asyncio.wrap_future(self.scoring.future))
+    except Ended: raise self._failure('timeout' if time.monotonic()>self.scoring.deadline else 'cancelled') from None
+    except LumiError as e:
+        logging.getLogger('lumi_lab').error('scoring a prompt failed: %s', e)
+        raise self._failure('error') from None
 
 @patch
 async def pieces(self:Call):
     "Yield lists of new `Answer`s; raises `ApiError` where one failed"
+    if self.scoring: self.scores = await self._scored()
     going = set(self.held)
     while going:
         new = {}
@@ -194,7 +228,7 @@ async def watch(self:Call,
     "Wait until the client hangs up, then stop"
     while (await receive())['type']!='http.disconnect': pass
     self.gone = True
-    for t in self.tickets: t.cancel()
+    self.cancel()
     self.mailbox.bell.set()
 
 # %% ../nbs/84_calls.ipynb #dbdf31b1
@@ -211,9 +245,9 @@ async def whole_answer(
     job,parts = call.job,{i:[] for i in call.held}
     async for answers in call.pieces():
         for a in answers: parts[a.index].append(a)
-    n,asked = job.request.n or 1,job.request.alternatives is not None
-    whole = [Answer(i, job.echo[i//n]+''.join(a.text for a in p), p[-1].finish_reason, [c for a in p for c in a.chances] if asked else None) for i,p in parts.items()]
-    return (chat_completion if isinstance(job.request, ChatRequest) else text_completion)(_head(job), whole, usage=call.usage)
+    asked = job.request.alternatives is not None
+    whole = [Answer(i, ''.join(a.text for a in p), p[-1].finish_reason, [c for a in p for c in a.chances] if asked else None) for i,p in parts.items()]
+    return await call.aside(chat_completion if isinstance(job.request, ChatRequest) else text_completion, _head(job), whole, usage=call.usage)
 
 def _line(data): return b'data: '+json.dumps(data, ensure_ascii=False, separators=(',', ':')).encode()+b'\n\n'
 
@@ -222,18 +256,17 @@ async def answer_events(
 ): # Bytes, an event or several
     "Yield a stream's events; raises `ApiError` only before the first"
     job,head,begun,offsets = call.job,_head(call.job),set(),{}
-    chat,n,counted = isinstance(job.request, ChatRequest),job.request.n or 1,bool(job.request.stream_options and job.request.stream_options.include_usage)
+    chat,counted = isinstance(job.request, ChatRequest),bool(job.request.stream_options and job.request.stream_options.include_usage)
     usage = dict(usage=None) if counted else {}
     try:
         async for answers in call.pieces():
             lines = []
             for a in answers:
                 if chat and a.index not in begun: lines.append(chat_chunk(head, [Answer(a.index, '', None)], first=True, **usage))
-                if not chat and a.index not in begun: a = a._replace(text=job.echo[a.index//n]+a.text)
                 begun.add(a.index)
                 if chat and a.finish_reason and (a.text or a.chances): lines.append(chat_chunk(head, [a._replace(finish_reason=None)], **usage)); a = a._replace(text='', chances=None)
-                if a.text or a.chances or a.finish_reason: lines.append(chat_chunk(head, [a], **usage) if chat else text_completion(head, [a], offsets, **usage))
-            if lines: yield b''.join(map(_line, lines))
+                if a.text or a.chances or a.finish_reason: lines.append(chat_chunk(head, [a], **usage) if chat else await call.aside(text_completion, head, [a], offsets, **usage))
+            if lines: yield b''.join([await call.aside(_line, l) for l in lines])
         if counted: yield _line((chat_chunk if chat else text_completion)(head, [], usage=call.usage))
     except ApiError as e:
         if not begun: raise

@@ -196,12 +196,15 @@ def render(self:Chat,
     return self.render_batch([messages])[0]
 
 # %% ../nbs/55_chat.ipynb #d1c15e55
+def _check_prompt(messages):
+    if why := check_messages(messages) or (messages[-1]['role']!='user' and 'the assistant has answered already'): raise LumiError(f"this dialogue cannot be a prompt: {why}; the last message must be the user's")
+
 @patch
 def prompt_ids(self:Chat,
     messages:list[dict], # A dialogue in which the user has the last word
 )->list[int]: # Ends with the assistant's opening
     "Turn a dialogue into the ids that a model is to go on with; raises `LumiError` if it is unsound"
-    if why := check_messages(messages) or (messages[-1]['role']!='user' and 'the assistant has answered already'): raise LumiError(f"this dialogue cannot be a prompt: {why}; the last message must be the user's")
+    _check_prompt(messages)
     turns,front = self._turns(messages)
     return self._joined(turns, iter(self._contents([content for _,content,_ in turns]))).ids+self._fixed(front+self.template.assistant.prefix)
 
@@ -211,6 +214,24 @@ def answer(self:Chat,
 )->str: # What the assistant said
     "Take the template's lead, a space perhaps, off an answer"
     return text.removeprefix(self.template.assistant.lead)
+
+# %% ../nbs/55_chat.ipynb #7b67e6a0
+@patch
+def fitting_ids(self:Chat,
+    messages:list[dict], # A dialogue in which the user has the last word
+    context:int, # Tokens of prompt and answer
+    wanted:int, # New tokens that are asked for, at most
+)->tuple: # Ids as `prompt_ids` gives them, how many messages were left out
+    "Leave out the oldest pairs that do not fit; more ids than `context` only where the last question is too long; raises `LumiError` if the dialogue is unsound"
+    _check_prompt(messages)
+    system,turns = messages[:messages[0]['role']=='system'],messages[messages[0]['role']=='system':]
+    room = context-min(wanted, max(context//4, 1))+1
+    few,many = 0,len(turns)//2                                                             # pairs to leave out: at least, at most
+    while few<many:
+        middle = (few+many)//2
+        if len(self.prompt_ids(system+turns[2*middle:]))<=room: many = middle
+        else: few = middle+1
+    return self.prompt_ids(system+turns[2*few:]),2*few
 
 # %% ../nbs/55_chat.ipynb #3d5af3f2
 @patch(as_prop=True)

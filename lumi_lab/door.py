@@ -48,6 +48,9 @@ class Limits(NamedTuple):
     timeout:float=120. # Seconds for an answer
     max_body_bytes:int=2**20 # Of a request's body
     body_seconds:float=30. # For the body to arrive
+    header_seconds:float=10. # For what stands before it
+    write_seconds:float=30. # For a client to take some of what it is sent
+    max_connections:int=512 # At the same time; each may hold a body
 
 def read_api_key(
     given:str|None, # On the command line
@@ -100,7 +103,7 @@ class Door:
         limits:Limits, # Bounds
         key:str|None=None, # Clients must send it, except to `open_paths`
         hosts:tuple|None=None, # Names under which the server may be called; None: any
-        open_paths:tuple=('/', '/health'), # Need no key
+        open_paths:tuple=('/', '/docs', '/health'), # Need no key
     ):
         self.app,self.traffic,self.limits,self.hosts,self.open_paths = app,traffic,limits,hosts,open_paths
         self.key = None if key is None else hashlib.sha256(key.encode()).digest()
@@ -186,6 +189,7 @@ async def __call__(self:Door,
 ):
     "Let one request pass, or answer it"
     if scope['type']!='http': return await self.app(scope, receive, send)
+    if scope['method']=='HEAD': scope = {**scope, 'method':'GET'}                            # the web server leaves the body out
     start,seen = time.monotonic(),{}
     send = _counted(send, seen)
     try: await _enter(self, scope, receive, send, seen)

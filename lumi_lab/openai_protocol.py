@@ -102,8 +102,9 @@ _Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1
 class CompletionRequest(Sampled):
     "Body of POST /v1/completions"
     prompt:str|Annotated[list[str], Field(min_length=1, max_length=128, fail_fast=True)]|_Ids|Annotated[list[_Ids], Field(min_length=1, max_length=128, fail_fast=True)]|None=None # A text or its ids, or up to 128 of them; null: the model begins
+    max_tokens:int|None=Field(None, ge=0) # New tokens per answer, 16 if left out; 0 only with `echo`
     logprobs:int|None=Field(None, ge=0, le=5) # Say how probable each token was, and so many of the likeliest in each place
-    echo:bool|None=None # Put the prompt in front of the answer; not together with `logprobs`
+    echo:bool|None=None # Put the prompt in front of the answer; with `logprobs`, its tokens and their probabilities too
     suffix:None=None # Not supported: null
     best_of:Literal[1]|None=None # Not supported: 1 or null
 
@@ -112,7 +113,7 @@ class CompletionRequest(Sampled):
         if self.prompt is None or isinstance(self.prompt, str): return [self.prompt or '']
         return [self.prompt] if isinstance(self.prompt[0], int) else self.prompt
     @property
-    def asked_tokens(self): return self.max_tokens or 16
+    def asked_tokens(self): return 16 if self.max_tokens is None else self.max_tokens
     @property
     def alternatives(self): return self.logprobs
 
@@ -146,14 +147,14 @@ def _consistent(request):
     if r.stream_options and not r.stream: raise ApiError(400, "stream_options needs stream: true", 'stream_options')
     if r.stop=='': raise ApiError(400, "stop: an empty text would end every answer at once", 'stop')
     if chat and r.top_logprobs and not r.logprobs: raise ApiError(400, "top_logprobs needs logprobs: true", 'top_logprobs')
-    if not chat and r.echo and r.logprobs is not None: raise ApiError(400, "echo together with logprobs is not supported; leave out one of them", 'echo')
+    if not chat and r.max_tokens==0 and not r.echo: raise ApiError(400, "max_tokens: 0 new tokens make sense only with echo: true", 'max_tokens')
     return r
 
 # %% ../nbs/83_openai_protocol.ipynb #e7916b0b
 class TokenChance(NamedTuple):
     token:bytes # What the token stands for; not always whole characters
-    logprob:float # Natural logarithm of its probability
-    top:list # (bytes, logprob) of the likeliest tokens in its place
+    logprob:float|None # Natural logarithm of its probability; None for the first token of a prompt
+    top:list|None # (bytes, logprob) of the likeliest tokens in its place, the likeliest first; None as before
 
 class Answer(NamedTuple):
     index:int # Which of the answers to this request
@@ -213,7 +214,8 @@ def _text_logprobs(answer, offsets):
     if answer.chances is None: return None
     res,at = dict(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[]),offsets.get(answer.index, 0)
     for c in answer.chances:
-        for k,v in dict(tokens=_shown(c.token), token_logprobs=c.logprob, top_logprobs={_shown(t):p for t,p in c.top}, text_offset=at).items(): res[k].append(v)
+        top = None if c.top is None else {_shown(t):p for t,p in reversed(c.top)}              # of two that look alike, the likelier stays
+        for k,v in dict(tokens=_shown(c.token), token_logprobs=c.logprob, top_logprobs=top, text_offset=at).items(): res[k].append(v)
         at += len(_shown(c.token))
     offsets[answer.index] = at
     return res

@@ -11,9 +11,12 @@ from pathlib import Path
 from .application import build_app
 from .calls import Served
 from .chat import Chat,template_of
+from .chat_page import chat_page
 from .config import LumiError,command
-from .door import Limits,read_api_key
+from .connections import Connections
+from .door import ApiError,Limits,read_api_key
 from .loading import load_pair
+from .prompt_scores import PromptScorer
 from .runtime import pick_device,setup_logging
 
 # %% ../nbs/98_serve.ipynb #675dec60
@@ -32,20 +35,29 @@ def served_names(
     return dict(zip(names, (p for _,p in given)))
 
 # %% ../nbs/98_serve.ipynb #9157185f
+def _shared_threads(n):
+    "Threads of the CPU for each of `n` engines; this thread computes alone from now on"
+    import torch
+    threads = max(1, torch.get_num_threads()//n)
+    torch.set_num_threads(1)
+    return threads
+
 def load_served(
     model_paths:list[str], # As `served_names` takes them
     device:str='auto', # Where the models go
     max_batch:int=32, # Answers that grow at the same time, per model
     max_queue:int=128, # Answers that wait, per model
+    threads:int|None=None, # Of the CPU, per model; None: as many as PyTorch takes
 )->dict: # Name → `Served`
     "Load checkpoints and start their engines; raises `LumiError` for one that does not verify"
-    from lumi_lab.continuous_batching import Engine
+    from lumi_lab.continuous_batching import Engine,turn_weights
     names,device,res = served_names(model_paths),pick_device(device),{}
     pairs = {name:load_pair(folder, folder, device) for name,folder in names.items()}       # all of them, before an engine starts
     for name,(model,tokenizer,manifest) in pairs.items():
         if (Path(names[name])/'template.json').is_file(): tokenizer.chat = Chat(template_of(names[name]), tokenizer)
         made = time.strptime(manifest.created_at, '%Y-%m-%dT%H:%M:%SZ') if manifest.created_at else time.gmtime(0)
-        res[name] = Served(name, Engine(model, tokenizer, max_batch, max_queue), tokenizer, tokenizer.chat, model.arch.sequence_length, calendar.timegm(made), model.arch.n_parameters)
+        engine = Engine(turn_weights(model), tokenizer, max_batch, max_queue, threads=threads)
+        res[name] = Served(name, engine, tokenizer, tokenizer.chat, model.arch.sequence_length, calendar.timegm(made), model.arch.n_parameters, PromptScorer(engine))
     return res
 
 # %% ../nbs/98_serve.ipynb #a78ea503
@@ -65,7 +77,12 @@ def open_socket(
         raise LumiError(f"cannot listen on port {port} of {host} ({e.strerror or e}); choose another --host or --port") from None
     return sock
 
-def _server(api, models, started):
+def _bounded(limits, traffic):
+    "The protocol class of connections within limits"
+    errors = ApiError(400, "this is no HTTP/1.1", code='invalid_http'),ApiError(408, f"no whole request came within {limits.header_seconds:g} seconds", code='request_too_slow'),ApiError(503, "all connections are in use; try again in a moment", code='too_many_connections', retry_after=1)
+    return Connections({e.status:e for e in errors}, limits.max_connections, limits.header_seconds, limits.write_seconds, traffic.sums).protocol()
+
+def _server(api, models, started, limits):
     "A uvicorn server that says when it has `started`, and finishes what runs"
     import uvicorn
     traffic = api.state.traffic
@@ -73,6 +90,7 @@ def _server(api, models, started):
         signals = 0
         async def startup(self, sockets=None):
             await super().startup(sockets)
+            for s in sockets: s.listen(2048)                                               # so many wait in the system; asyncio would take as many at once
             print(started, flush=True)
         def handle_exit(self, sig, frame):
             self.signals,traffic.draining = self.signals+1,True
@@ -80,19 +98,14 @@ def _server(api, models, started):
         async def on_tick(self, counter):
             if self.signals: traffic.stop_readers()
             if self.signals==2:
-                for m in models.values(): m.engine.stop(finish=False)
+                for m in models.values(): m.scorer.dropping = True; m.engine.stop(finish=False)
             if self.signals and not traffic.running: self.should_exit = True
             return await super().on_tick(counter)
-    return Server(uvicorn.Config(api, http='h11', ws='none', lifespan='off', log_config=None, access_log=False, server_header=False, proxy_headers=False, timeout_graceful_shutdown=5))
+    return Server(uvicorn.Config(api, http=_bounded(limits, traffic), ws='none', lifespan='off', log_config=None, log_level='error', access_log=False, server_header=False, proxy_headers=False, timeout_graceful_shutdown=5,
+        backlog=max(1, min(128, limits.max_connections//4))))                                 # so many are taken at once: none is displaced before it could speak
 
 # %% ../nbs/98_serve.ipynb #df3a8b82
 _LOCAL = ('127.0.0.1', 'localhost', '[::1]')
-
-def _page():
-    "The chat page"
-    here = Path(__file__).parent if '__file__' in globals() else Path('../lumi_lab').resolve()
-    return (here/'static'/'chat.html').read_text(encoding='utf-8')
-
 @command
 def main(
     model_path:list[str], # Checkpoints such as RUN/final, each served under its run's name; or under one of yours: NAME=RUN/final
@@ -105,24 +118,26 @@ def main(
     max_tokens:int=512, # New tokens per answer at most
     timeout:float=120., # Seconds per answer at most
     max_body_bytes:int=2**20, # Size of a request at most
+    max_connections:int=512, # Connections at the same time; beyond them those that have asked nothing are closed first
     cors_origin:list[str]|None=None, # Sites whose pages may use the server, such as https://chat.example; none if left out
     device:str='auto', # auto, cpu, cuda, cuda:1, mps
     log_level:str='INFO', # DEBUG, INFO, WARNING, ERROR
 ):
     "Serve checkpoints over HTTP, in the protocol of OpenAI's API, with a chat page at /"
     log,key = setup_logging(log_level),read_api_key(api_key, api_key_file)
-    for name,value in dict(max_batch=max_batch, max_queue=max_queue, max_tokens=max_tokens, timeout=timeout, max_body_bytes=max_body_bytes).items():
+    for name,value in dict(max_batch=max_batch, max_queue=max_queue, max_tokens=max_tokens, timeout=timeout, max_body_bytes=max_body_bytes, max_connections=max_connections).items():
         if not value>0: raise LumiError(f"--{name} {value} must be more than 0")
     try: import fastapi,uvicorn
     except ImportError as e: raise LumiError(f"{e.name} is not installed, which serving needs: pip install 'lumi-lab[serve]'") from None
     sock = open_socket(host, port)
     local = sock.getsockname()[0] in ('127.0.0.1', '::1')
     if not local and not key: log.warning('whoever can reach %s may use these models; set a key with --api_key_file', host)
-    models = load_served(model_path, device, max_batch, max_queue)
-    api = build_app(models, Limits(max_tokens, max_batch, timeout, max_body_bytes), key, _LOCAL if local and not key else None, cors_origin or (), _page())
-    server = _server(api, models, f"serving {', '.join(models)} at http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}")
+    models = load_served(model_path, device, max_batch, max_queue, _shared_threads(len(model_path)))
+    limits = Limits(max_tokens, max_batch, timeout, max_body_bytes, max_connections=max_connections)
+    api = build_app(models, limits, key, _LOCAL if local and not key else None, cors_origin or (), chat_page())
+    server = _server(api, models, f"serving {', '.join(models)} at http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}", limits)
     server.run([sock])
-    for m in models.values(): m.engine.stop(finish=False)
+    for m in models.values(): m.engine.stop(finish=False); m.scorer.stop(finish=False)
 
 # %% ../nbs/98_serve.ipynb #8372a701
 #| eval: false

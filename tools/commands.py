@@ -2,7 +2,7 @@
 """Run the documented command lines word for word in an empty folder, on small inputs laid at the paths they name.
 
 `python tools/commands.py [--wheel]`; with --wheel from a built and installed wheel instead of this tree. Exit code 1 if one fails."""
-import argparse, json, os, random, shlex, subprocess, sys, tempfile, time
+import argparse, json, os, random, shlex, subprocess, sys, tempfile, time, urllib.request
 from pathlib import Path
 
 COMMANDS = """
@@ -28,6 +28,10 @@ lumi_prepare_dpo_corpus --config config/dpo/datasets/orca_dpo.json --tokenizer_d
 accelerate launch --mixed_precision bf16 -m lumi_lab.train_dpo --config config/dpo/training/dpo_tiny.json --model_path checkpoints/sft/tiny/final --data_dirs data/dpo_processed/orca --tokenizer_dir data/models/tokenizers/spm_32k --output_dir checkpoints/dpo/tiny
 lumi_evaluate_dpo --config config/evaluation/dpo_standard.json --model_path checkpoints/dpo/tiny/final --tokenizer_dir data/models/tokenizers/spm_32k --eval_data_dir data/dpo_processed/orca --output_file evaluation_results/dpo/tiny/results.json
 lumi_verify checkpoints/dpo/tiny/final
+lumi_export --model_path checkpoints/dpo/tiny/final --output_dir exports/tiny --gguf f16 q8_0
+lumi_verify exports/tiny
+lumi_chat --model_path checkpoints/dpo/tiny/final --ask Hello --max_tokens 4
+lumi_serve --model_path base=checkpoints/pretrain/tiny/final tiny=checkpoints/dpo/tiny/final --port 0 --max_tokens 4
 """
 
 draw = random.Random(0)
@@ -75,15 +79,37 @@ def oasst1_rows(n):
         said = [(f'{i}q', None, 'prompter', f'Who is {NAMES[i]}?', None), (f'{i}a', f'{i}q', 'assistant', f'{NAMES[i]} is a name.', 0), (f'{i}b', f'{i}q', 'assistant', 'No idea.', 1), (f'{i}r', f'{i}a', 'prompter', 'Of what?', 0), (f'{i}s', f'{i}r', 'assistant', 'Of nobody.', 0)]
         for id,parent,role,text,rank in said: yield dict(base, message_id=id, parent_id=parent, role=role, text=text, rank=rank)
 
+def serve(words, env):
+    "Start a server, ask it as its clients do, end it by SIGTERM: exit code, what it said"
+    process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def ask(path, body=None):
+        request = urllib.request.Request(address+path, body and json.dumps(body).encode(), {'Content-Type':'application/json'})
+        with urllib.request.urlopen(request, timeout=60) as r: return r.read().decode()
+    try:
+        address = process.stdout.readline().rpartition(' at ')[2].strip()
+        assert address, 'it did not start'
+        assert json.loads(ask('/health'))['models']==['base', 'tiny'] and 'Lumi' in ask('/') and 'curl' in ask('/docs') and 'lumi_engine_running' in ask('/metrics')
+        assert json.loads(ask('/v1/chat/completions', dict(model='tiny', messages=[dict(role='user', content='Hello')])))['usage']['completion_tokens']<=4
+        assert json.loads(ask('/v1/completions', dict(model='base', prompt='The', echo=True, logprobs=1, max_tokens=1)))['choices'][0]['text'].startswith('The')
+    except Exception as e: process.kill(); return 1,f'{type(e).__name__}: {e}',process.communicate()[1]
+    process.terminate()
+    return (process.wait(30),*process.communicate())
+
+def run(words, env):
+    "Run a command: exit code, output, errors"
+    if words[0].endswith('lumi_serve'): return serve(words, env)
+    r = subprocess.run(words, env=env, capture_output=True, text=True)
+    return r.returncode,r.stdout,r.stderr
+
 def run_all(bin_folder, env):
     "Run each command; the number of those that failed"
     failed = 0
     for line in COMMANDS.strip().splitlines():
         start,words = time.time(),shlex.split(line)
         program = str(bin_folder/words[0]) if (bin_folder/words[0]).exists() else words[0]
-        r = subprocess.run([program, *words[1:]], env=env, capture_output=True, text=True)
-        print(f'{"ok" if r.returncode==0 else "FAILED":6} {time.time()-start:6.1f} s  {line}', flush=True)
-        if r.returncode: failed += 1; print(r.stdout[-1500:], r.stderr[-3000:], sep='\n'); break
+        code,said,errors = run([program, *words[1:]], env)
+        print(f'{"ok" if code==0 else "FAILED":6} {time.time()-start:6.1f} s  {line}', flush=True)
+        if code: failed += 1; print(said[-1500:], errors[-3000:], sep='\n'); break
         if 'phase_a' in line: os.rename('checkpoints/pretrain/tiny/step_2', 'checkpoints/pretrain/tiny/step_15000')   # the small phase A ends at step 2
     return failed
 
