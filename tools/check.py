@@ -2,7 +2,7 @@
 """The house rules that a machine can see (STYLE: clean notebooks, modules in step, floor rule, budgets, README, configs, wheel).
 
 `python tools/check.py [NAME...]` runs all checks, or those named; exit code 1 if one fails. Budgets only warn."""
-import ast, json, os, re, shutil, subprocess, sys, tempfile
+import ast, atexit, json, os, re, shutil, subprocess, sys, tempfile
 from functools import cache
 from pathlib import Path
 
@@ -16,8 +16,10 @@ def own_module(path): return next((m[1] for s in code_cells(path) if (m:=re.sear
 @cache
 def copy():
     "A copy of the tree, to compare with after a tool has gone over it"
-    d = Path(tempfile.mkdtemp())/'tree'
-    shutil.copytree('.', d, ignore=shutil.ignore_patterns('.venv', '.git', 'data', 'checkpoints', '_proc', '_preview', '__pycache__', '*.egg-info'))
+    made = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    d = Path(made)/'tree'
+    shutil.copytree('.', d, ignore=shutil.ignore_patterns('.venv*', '.git', 'data', 'checkpoints', '_proc', '_preview', '__pycache__', '*.egg-info'))
     return d
 
 def changed(folder, pattern):
