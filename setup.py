@@ -18,7 +18,7 @@ setup(
     packages=find_packages(include=['lumi_lab', 'lumi_lab.*']),
     package_data={'lumi_lab': ['config/**/*.json', 'static/*.html']}, include_package_data=True, zip_safe=False,
     python_requires='>='+cfg['min_python'], install_requires=words('requirements'),
-    extras_require={'dev': words('dev_requirements'), 'flash': words('flash_requirements'), 'export': words('export_requirements'), 'serve': words('serve_requirements'), 'trackers': words('trackers_requirements'), 'bench': words('bench_requirements')},
+    extras_require={'dev': words('dev_requirements'), 'flash': words('flash_requirements'), 'export': words('export_requirements'), 'serve': words('serve_requirements'), 'cluster': words('cluster_requirements'), 'trackers': words('trackers_requirements'), 'bench': words('bench_requirements')},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': ['lumi_lab = lumi_lab._modidx:d']},
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Developers', 'Intended Audience :: Education',
         'Natural Language :: English', 'Programming Language :: Python :: 3.11', 'Programming Language :: Python :: 3.12',
