@@ -142,7 +142,7 @@ _MEASURES = dict(
     turns=lambda p: [sum(m['role']=='user' for m in p.messages)],
     repetition=lambda p: [repetition(p.chosen)],
     non_ascii_share=lambda p: [sum(c>'\x7f' for c in t)/len(t) for t in (_prompt(p), p.chosen, p.rejected)],
-    stop_words=lambda p: [measure('\n'.join([_prompt(p), p.chosen, p.rejected]))['stop_words']])
+    stop_words=lambda p: [measure('\n'.join([_prompt(p), p.chosen, p.rejected]), ['stop_words'])['stop_words']])
 
 class PreferenceFilters(Config):
     "Filters that drop a pair; `null` switches one off. `min_` drops what is below, `max_` what is above"
