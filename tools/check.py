@@ -96,6 +96,7 @@ def configs():
     from lumi_lab.config import LumiError,load_config
     from lumi_lab.budget import ArchitectureConfig,TrainingConfig
     from lumi_lab.documents import SourceConfig
+    from lumi_lab.decontamination import EvaluationSet
     from lumi_lab.prepare_corpus import CorpusConfig
     from lumi_lab.train_tokenizer import TokenizerConfig
     from lumi_lab.pack_dataset import PackingConfig
@@ -109,7 +110,7 @@ def configs():
     from lumi_lab.train_dpo import DPOConfig
     from lumi_lab.evaluate_dpo import DPOEvaluationConfig
     from lumi_lab.pipeline import PipelineConfig
-    kinds = {'architectures':ArchitectureConfig, 'pretrain/corpus':CorpusConfig, 'pretrain/sources':SourceConfig, 'pretrain/tokenizer':TokenizerConfig,
+    kinds = {'architectures':ArchitectureConfig, 'pretrain/corpus':CorpusConfig, 'pretrain/sources':SourceConfig, 'pretrain/evaluation_sets':EvaluationSet, 'pretrain/tokenizer':TokenizerConfig,
         'pretrain/packing':PackingConfig, 'pretrain/training':TrainingConfig, 'evaluation':EvaluationConfig, 'pipeline':PipelineConfig,
         'chat':ChatTemplate, 'sft/datasets':SFTCorpusConfig, 'sft/training':FinetuningConfig,
         'dpo/datasets':DPOCorpusConfig, 'dpo/training':DPOConfig}

@@ -70,7 +70,7 @@ def lay_inputs():
     Path('architectures').mkdir(); Path('architectures/tiny.json').write_text(json.dumps(shape))      # one narrow block: bf16 is slow on most CPUs
     data = Path('data/eval'); data.mkdir(parents=True)
     (data/'wikitext2_test.jsonl').write_text(''.join(json.dumps(dict(text=t))+'\n' for t in ('', ' = Ada = \n', '', ' She wrote the first program , and a <unk> of letters . \n')))
-    (data/'boolq_validation.jsonl').write_text(''.join(json.dumps(dict(question=f'is {n} even', passage=f'{n} -- A number.', label=1-n%2))+'\n' for n in range(6)))
+    (data/'boolq_validation.jsonl').write_text(''.join(json.dumps(dict(question=f'is {n} even', passage=f'{n} -- A number, and one of those that come when one counts from nothing.', label=1-n%2))+'\n' for n in range(6)))
 
 def oasst1_rows(n):
     "Small trees with the columns of OASST1: a question, two ranked answers, a question about the better one"
