@@ -428,7 +428,7 @@ def prepare_corpus(
     num_workers:int=1, # Processes; the result does not depend on it
     cache_dir:str|Path='data/cache', # For `use_cache`
     sample:int=10000, # For `analyze_only`: documents of each source to look at; 0 for all
-    keep_rejected:bool=False, # Write what was dropped, with its reason, to a folder of the same name with `_rejected` behind it
+    keep_rejected:bool=False, # Write what was dropped, with its reason, to a folder of the same name with *_rejected* behind it
 )->Manifest|None: # None after `analyze_only`
     "Make a corpus; raises `LumiError` if a source is missing or damaged, or nothing would be left"
     start,config = time.monotonic(),fix_sources(inline_sources(config), cache_dir if use_cache else None)
