@@ -154,7 +154,7 @@ def _json_values(path, longest):
     if path.name.removesuffix(path.suffix if packed else '').endswith('.json') and next(filter(None, (c.removeprefix(codecs.BOM_UTF8).strip() for c in read_chunks(path))), b'').startswith(b'['):
         for number,value in enumerate(_json_list(path, longest), 1): yield number,f'element {number}',value
         return
-    for number,line in enumerate(_split_lines(read_chunks(path), longest), 1):
+    for number,line in enumerate(_split_lines(read_chunks(path), longest), getattr(path, 'before', 0)+1):
         if line is None: yield number,f'line {number}',ValueError(f'longer than max_document_bytes ({longest:,})'); continue
         if not line.strip(): continue
         try: yield number,f'line {number}',json.loads(line)
@@ -186,11 +186,11 @@ def _parquet_rows(path, malformed, columns, longest):
     import pyarrow,pyarrow.parquet
     try:
         with path.open('rb') as file:
-            table,number = pyarrow.parquet.ParquetFile(file, buffer_size=1<<20, pre_buffer=False),0
+            table,number,groups = pyarrow.parquet.ParquetFile(file, buffer_size=1<<20, pre_buffer=False),getattr(path, 'before', 0),getattr(path, 'row_groups', None)
             wanted = [n for n in table.schema_arrow.names if n.lower() in columns] or table.schema_arrow.names
             size = sum(table.metadata.row_group(n).total_byte_size for n in range(table.num_row_groups))
             n_rows = max(1, min(1000, (4<<20)*table.metadata.num_rows//max(size, 1)))
-            for batch in table.iter_batches(n_rows, columns=wanted, use_threads=False):
+            for batch in table.iter_batches(n_rows, row_groups=groups, columns=wanted, use_threads=False):
                 for row in _batch_rows(batch, longest):
                     number += 1; malformed.rows += 1
                     if isinstance(row, dict): yield number,row
@@ -201,7 +201,7 @@ def _parquet_rows(path, malformed, columns, longest):
     except pyarrow.ArrowException as e: raise LumiError(f"{path} is cut off or damaged ({str(e).splitlines()[0]}); download or copy it again") from None
 
 def file_rows(
-    path:Path|HubFile, # JSON Lines or list, plain or packed, or Parquet
+    path:Path|HubFile, # JSON Lines or list, plain or packed, or Parquet; or what opens like one, with `before`, a number of rows, and `row_groups`
     malformed:Malformed, # Counts rows, and those that are none
     longest:int, # Bytes of a row; a longer one is none
     columns:tuple|set=(), # Of a Parquet file, in lower case: read only these, if there are any of them
