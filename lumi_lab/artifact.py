@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'MANIFEST_NAMES', 'canonical_json', 'digest_of', 'sha256_file', 'hashed_number', 'write_atomic',
-           'FileEntry', 'Input', 'Manifest', 'load_manifest', 'artifact_input', 'file_entries', 'files_input', 'Draft',
-           'library_versions', 'publish', 'up_to_date', 'check_files', 'verify_artifact', 'main']
+           'link_or_copy', 'FileEntry', 'Input', 'Manifest', 'load_manifest', 'artifact_input', 'file_entries',
+           'files_input', 'Draft', 'library_versions', 'publish', 'up_to_date', 'check_files', 'verify_artifact',
+           'main']
 
 # %% ../nbs/01_artifact.ipynb #18f640b0
 import contextlib,hashlib,json,os,platform,shutil,time
@@ -60,6 +61,15 @@ def write_atomic(
         os.replace(beside, path)
     finally: beside.unlink(missing_ok=True)
     _fsync(path.parent)
+
+# %% ../nbs/01_artifact.ipynb #9eaf1eb5
+def link_or_copy(
+    file:str|Path, # There
+    also:str|Path, # Not there
+):
+    "Give a file a second name, or copy it where that cannot be"
+    try: os.link(file, also)
+    except OSError: shutil.copyfile(file, also)
 
 # %% ../nbs/01_artifact.ipynb #0574353d
 FORMAT_VERSION = 1

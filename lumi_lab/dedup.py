@@ -44,9 +44,10 @@ def fingerprints(
     ids:Iterable[str], # Of the documents
     texts:Sequence[str], # Cleaned; best some hundred at once
     config:DedupConfig, # What is compared
+    numbers:list[np.ndarray]|None=None, # Of their words, as `word_numbers` gives them, if they are at hand
 )->list[Fingerprint]: # Half a kilobyte each
     "Take the fingerprints of many texts"
-    numbers = [word_numbers(t) for t in texts]
+    if numbers is None: numbers = [word_numbers(t) for t in texts]
     signed = signatures(numbers, config.shingle_size, config.num_perm, config.seed) if config.near else [None]*len(texts)
     return [Fingerprint(i, len(t), words_hash(n), s) for i,t,n,s in zip(ids, texts, numbers, signed, strict=True)]
 

@@ -6,11 +6,12 @@
 __all__ = ['fix_commit', 'fetch']
 
 # %% ../nbs/09_fetching.ipynb #7a2a7bb5
-import fcntl,json,logging,os,shutil,tempfile
+import json,logging,shutil,tempfile
 from itertools import takewhile
 from pathlib import Path
 from .config import LumiError,read_json,resolved
-from .artifact import check_files,digest_of,load_manifest,publish,sha256_file,write_atomic
+from .artifact import check_files,digest_of,link_or_copy,load_manifest,publish,sha256_file,write_atomic
+from .jobs import hold_folder
 from .runtime import progress
 from .documents import Malformed,SourceConfig,at_commit,read_source,write_shards
 
@@ -84,11 +85,6 @@ def _fetch_shards(source, limit, partial, max_malformed_share):
     return marks,marks[-1]['rows'],marks[-1]['malformed']
 
 # %% ../nbs/09_fetching.ipynb #7cb38bfd
-def _hold(file, also):
-    "Give a file a second name, or copy it where that cannot be"
-    try: os.link(file, also)
-    except OSError: shutil.copyfile(file, also)
-
 def _checked(place, source, limit, max_malformed_share):
     "The place, if its shards are sound and few enough rows were bad"
     try: found = check_files(place).statistics
@@ -108,13 +104,10 @@ def fetch(
     place = Path(folder)/f'{source.name}-{digest_of(wanted)[:16]}'
     if place.exists(): _log.info(f"source {source.name}: from the cache {place}"); return _checked(place, source, limit, max_malformed_share)
     partial = place.with_name(f'{place.name}.unfinished')
-    partial.mkdir(parents=True, exist_ok=True)
-    with open(partial/'.lock', 'w') as lock:
-        try: fcntl.flock(lock, fcntl.LOCK_EX|fcntl.LOCK_NB)
-        except BlockingIOError: raise LumiError(f"{partial} is in use: another run is fetching {source.name!r} into the same cache; wait until it is done") from None
+    with hold_folder(partial):
         marks,rows,bad = _fetch_shards(source, limit, partial, max_malformed_share)
         with publish(place, 'fetched', wanted, []) as draft:
-            for m in marks: _hold(partial/m['path'], draft.folder/m['path'])
+            for m in marks: link_or_copy(partial/m['path'], draft.folder/m['path'])
             draft.statistics.update(documents=sum(m['documents'] for m in marks), bytes=sum(m['bytes'] for m in marks), rows=rows, malformed=bad)
     shutil.rmtree(partial)
     return place

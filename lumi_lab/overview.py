@@ -8,6 +8,7 @@ __all__ = ['TOKENS_PER_PARAMETER', 'length_counts', 'token_needs', 'needs_table'
 # %% ../nbs/09_overview.ipynb #c882430d
 import json
 from collections import Counter
+import numpy as np
 from .config import CONFIG_DIR,read_json,resolved
 from .runtime import markdown_table
 from .decontamination import contamination_section
@@ -15,11 +16,12 @@ from .duplicate_report import duplicate_section
 
 # %% ../nbs/09_overview.ipynb #2abbe982
 def length_counts(
-    sizes:list, # Bytes of each document
+    sizes, # Bytes of each document: list or array
 )->dict: # Lower limit of the class, as text → documents; in order
     "Count documents by length, in classes from 2ᵏ up to 2ᵏ⁺¹ bytes"
-    counts = Counter(1<<(size.bit_length()-1) if size else 0 for size in sizes)
-    return {str(low):counts[low] for low in sorted(counts)}
+    sizes = np.asarray(sizes, np.int64)
+    lows,counts = np.unique(np.where(sizes>0, np.int64(1)<<np.maximum(np.frexp(sizes)[1]-1, 0).astype(np.int64), 0), return_counts=True)
+    return {str(low):n for low,n in zip(lows.tolist(), counts.tolist())}
 
 def _bytes(n):
     for unit in ('B', 'KiB', 'MiB', 'GiB'):
