@@ -99,7 +99,7 @@ class _Processes(Hands):
         for w in self.crew: w.process.kill(); w.process.join(); w.pipe.close()
 
 # %% ../nbs/03_hands.ipynb #589f8cb9
-_PATIENCE = 60 # Looks at a cluster without workers, five seconds apart, before giving up
+_PATIENCE = 300 # Looks at a cluster without workers, a second apart, before giving up
 
 def _client(address):
     "Connect to a Dask scheduler; raises `LumiError` if there is none"
@@ -117,8 +117,8 @@ class _Cluster(Hands):
     def __init__(self, address): self.address,self.client,self.ready,self.lonely,self.threads,self.seen = address,_client(address),queue.SimpleQueue(),0,0,float('-inf')
 
     def _look(self):
-        "Count the threads of all workers every five seconds; raises `LumiError` if the scheduler is gone, or has no workers for long"
-        if time.monotonic()-self.seen<5: return
+        "Count the threads of all workers every second; raises `LumiError` if the scheduler is gone, or has no workers for long"
+        if time.monotonic()-self.seen<1: return
         try: self.threads,self.seen = sum(self.client.nthreads().values()),time.monotonic()
         except OSError: raise self._gone() from None
         self.lonely = 0 if self.threads else self.lonely+1
