@@ -130,6 +130,7 @@ def _make(config, output_dir, folder, cache, identity, sample, keep_rejected, an
     _publish(survey, kept, statistics, output_dir, identity, inputs, shards, bool(force or up_to_date(output_dir, 'corpus', identity, inputs)), facts)
     return load_manifest(output_dir)
 
+# %% ../nbs/10_prepare_corpus.ipynb #751e1b99
 def prepare_corpus(
     config:CorpusConfig, # Sources may be paths
     output_dir:str|Path, # Where the corpus will stand
