@@ -14,7 +14,7 @@ help:
 	@echo "make commands  the documented command lines, word for word, from a built wheel in an empty folder"
 	@echo "make page    the chat page in a real browser (needs Chromium or Chrome), half a minute"
 	@echo "make docs    README.md and a preview of the site in _preview/ (no Quarto needed)"
-	@echo "make export  modules from notebooks;  make run: refresh the notebooks' outputs"
+	@echo "make export  modules from notebooks, schemas of configs;  make run: refresh the notebooks' outputs"
 	@echo "make bench   the peers in an environment of their own, and a race with them (an hour, on an idle machine)"
 
 $(VENV)/bin/python:
@@ -55,6 +55,7 @@ readme: $(VENV)/.installed-dev
 
 export: $(VENV)/.installed-dev
 	$(BIN)/nbdev_export
+	$(BIN)/python tools/schemas.py
 
 run: $(VENV)/.installed-dev
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/run_nbs.py --timing $(NB)

@@ -94,35 +94,22 @@ def budgets():
 def configs():
     "Every shipped config is read by the class it is for, and every stated parameter count is true"
     from lumi_lab.config import LumiError,load_config
-    from lumi_lab.budget import ArchitectureConfig,TrainingConfig
-    from lumi_lab.documents import SourceConfig
-    from lumi_lab.decontamination import EvaluationSet
-    from lumi_lab.prepare_corpus import CorpusConfig
-    from lumi_lab.train_tokenizer import TokenizerConfig
-    from lumi_lab.pack_dataset import PackingConfig
-    from lumi_lab.evaluate_pretrain import EvaluationConfig
-    from lumi_lab.chat import ChatTemplate
-    from lumi_lab.prepare_sft_corpus import SFTCorpusConfig
-    from lumi_lab.finetuning import FinetuningConfig
-    from lumi_lab.instruction_checks import SmokePrompts
-    from lumi_lab.evaluate_sft import SFTEvaluationConfig
-    from lumi_lab.prepare_dpo_corpus import DPOCorpusConfig
-    from lumi_lab.train_dpo import DPOConfig
-    from lumi_lab.evaluate_dpo import DPOEvaluationConfig
-    from lumi_lab.pipeline import PipelineConfig
-    kinds = {'architectures':ArchitectureConfig, 'pretrain/corpus':CorpusConfig, 'pretrain/sources':SourceConfig, 'pretrain/evaluation_sets':EvaluationSet, 'pretrain/tokenizer':TokenizerConfig,
-        'pretrain/packing':PackingConfig, 'pretrain/training':TrainingConfig, 'evaluation':EvaluationConfig, 'pipeline':PipelineConfig,
-        'chat':ChatTemplate, 'sft/datasets':SFTCorpusConfig, 'sft/training':FinetuningConfig,
-        'dpo/datasets':DPOCorpusConfig, 'dpo/training':DPOConfig}
-    special = {'evaluation/smoke_prompts':SmokePrompts, 'evaluation/sft_standard':SFTEvaluationConfig, 'evaluation/sft_quickstart':SFTEvaluationConfig,
-        'evaluation/dpo_standard':DPOEvaluationConfig, 'evaluation/dpo_quickstart':DPOEvaluationConfig}
+    from schemas import kind_of,load
     bad = []
     for p in sorted((LIB/'config').rglob('*.json')):
-        folder = p.parent.relative_to(LIB/'config').as_posix()
-        kind = special.get(f'{folder}/{p.stem}') or kinds.get(folder)
-        if kind is None: bad.append(f'{p}: no class reads configs in {folder}'); continue
-        try: load_config(kind, p)
+        if (kind := kind_of(p)) is None: bad.append(f'{p}: no class reads it (add it to tools/schemas.py)'); continue
+        try: load_config(load(kind), p)
         except LumiError as e: bad.append(str(e))
+    return bad
+
+def schemas():
+    "The JSON Schemas are those of the classes, every shipped config names its own and is valid by it"
+    import jsonschema
+    from schemas import LIB as lib,file_name,kind_of,out_of_step
+    if bad := out_of_step(): return bad
+    for p in sorted((lib/'config').rglob('*.json')):
+        schema = json.loads((lib/'schemas'/file_name(kind_of(p))).read_text())
+        bad += [f'{p.name}: {e.message}' for e in jsonschema.Draft202012Validator(schema).iter_errors(json.loads(p.read_text()))]
     return bad
 
 def readme():
@@ -152,11 +139,11 @@ def wheel():
             if r.returncode or '--help' not in r.stdout: bad.append(f'{c.name} --help: {r.stderr[-500:]}')
         r = run(sys.executable, '-c', 'import lumi_lab.config as c; print(c.__file__); c.find_config("config/pretrain/tokenizer/spm32k.json"); c.find_config("pipeline/quickstart.json")', cwd=d/'empty', env=env)
         if r.returncode or str(d/'site') not in r.stdout: bad.append(f'configs are not in the wheel: {r.stdout+r.stderr}')
-        shipped,here = ({p.relative_to(root).as_posix() for p in root.rglob('*.json')} for root in (d/'site'/'lumi_lab'/'config', LIB/'config'))
+        shipped,here = ({p.relative_to(root).as_posix() for kind in ('*.json', '*.html') for p in root.rglob(kind)} for root in (d/'site'/'lumi_lab', LIB))
         bad += [f'not in the wheel: {n}' for n in sorted(here-shipped)]
     return bad
 
-CHECKS = [clean, in_step, floors, flags, imports, budgets, configs, readme, no_places, wheel]
+CHECKS = [clean, in_step, floors, flags, imports, budgets, configs, schemas, readme, no_places, wheel]
 if __name__=='__main__':
     wanted,failed = [c for c in CHECKS if c.__name__ in sys.argv[1:] or len(sys.argv)==1],0
     for c in wanted:
