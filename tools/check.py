@@ -113,10 +113,11 @@ def schemas():
     return bad
 
 def readme():
-    "README.md is what the index notebook says, and no local link of the site's preview is broken"
+    "README.md and llms.txt are what the notebooks say, and no local link of the site's preview is broken"
     r = run(sys.executable, 'tools/docs/build.py', 'all', cwd=copy())
     if r.returncode: return [l for l in r.stderr.splitlines() if 'broken link' in l] or [r.stdout+r.stderr]
-    return [] if (copy()/'README.md').read_text()==Path('README.md').read_text() else ['README.md is out of step with nbs/index.ipynb (run make readme)']
+    made = ('README.md', 'nbs/llms.txt')
+    return [f'{name} is out of step with the notebooks (run make readme)' for name in made if not Path(name).is_file() or (copy()/name).read_text()!=Path(name).read_text()]
 
 def no_places():
     "Nothing tracked names this machine's folders or a registry"
