@@ -73,7 +73,7 @@ def imports():
 
 def budgets():
     "Warn where a cell, a room or its outputs outgrow their budget; refuse only the hard limits"
-    bad = []
+    bad,sizes = [],[]
     for p in rooms():
         nb = json.loads(p.read_text())
         outputs = len(json.dumps([c.get('outputs') for c in nb['cells']]))
@@ -84,12 +84,20 @@ def budgets():
         notes = [f'{len(nb["cells"])} cells'] if len(nb['cells'])>60 else []
         if words/200+lines/20>15: notes.append(f'{words/200+lines/20:.0f} minutes to read')
         if not .3<=len(text)/len(nb['cells'])<=.45: notes.append(f'{len(text)/len(nb["cells"]):.0%} markdown')
-        for s in exported(p):
+        own,public = exported(p),0
+        for s in own:
             if s.count('\n')>50: bad.append(f'{p.name}: an exported cell of {s.count(chr(10))+1} lines')
+            public += sum(isinstance(d, (ast.FunctionDef, ast.ClassDef)) and d.name[0]!='_' for d in ast.parse(s).body)
             for f in ast.walk(ast.parse(s)):
+                if isinstance(f, ast.FunctionDef): sizes.append(f.end_lineno-f.lineno+1)
                 if isinstance(f, ast.FunctionDef) and f.end_lineno-f.body[0].lineno>40: bad.append(f'{p.name}: {f.name} has {f.end_lineno-f.body[0].lineno+1} lines')
+        tests = sum(len(re.findall(r'\btest_\w+\(|\bassert\b', s)) for s in code_cells(p) if s not in own)
+        if tests<2*public: notes.append(f'{tests} tests of {public} public names')
         if notes: print(f'  note: {p.name}: {", ".join(notes)}')
-    return bad
+    sizes.sort()
+    middle,most = sizes[len(sizes)//2],sizes[len(sizes)*9//10]
+    print(f'  {len(sizes):,} functions: {middle} lines in the middle, {most} at nine tenths')
+    return bad+[f'functions have {middle} lines in the middle (8 at most), {most} at nine tenths (20 at most)']*(middle>8 or most>20)
 
 def configs():
     "Every shipped config is read by the class it is for, and every stated parameter count is true"
