@@ -37,12 +37,11 @@ def _adapter(model):
     "The live adapter weights of `model` by the names of PEFT; empty if it has none"
     return model.adapter_weights() if hasattr(model, 'adapter_weights') else {}
 
-def _fill(own, weights, where):
+def _fill(own, weights, where, mend="is its config.json another model's?"):
     "Put `weights` into the parameters `own`, every one of them and nothing else"
-    if bad := [n for n in weights if n not in own]: raise LumiError(f"{where} has a weight {bad[0]!r} that this model does not know ({len(bad)} such); is its config.json another model's?")
-    if bad := [n for n in own if n not in weights]: raise LumiError(f"{where} lacks the weight {bad[0]!r} ({len(bad)} such); is its config.json another model's?")
-    if bad := [n for n in own if own[n].shape!=weights[n].shape]:
-        raise LumiError(f"{where}: {bad[0]!r} has shape {tuple(weights[bad[0]].shape)}, config.json makes it {tuple(own[bad[0]].shape)}; they do not belong together")
+    if bad := [n for n in weights if n not in own]: raise LumiError(f"{where} has a weight {bad[0]!r} that this model has no place for ({len(bad)} such); {mend}")
+    if bad := [n for n in own if n not in weights]: raise LumiError(f"{where} lacks the weight {bad[0]!r} ({len(bad)} such); {mend}")
+    if bad := [n for n in own if own[n].shape!=weights[n].shape]: raise LumiError(f"{where}: {bad[0]!r} has shape {tuple(weights[bad[0]].shape)}, in this model {tuple(own[bad[0]].shape)}; {mend}")
     with torch.no_grad():
         for n,p in own.items(): p.copy_(weights[n])
 
@@ -256,14 +255,8 @@ def load_adapter(
     "Put the adapters of a checkpoint into a model; raises `LumiError` if it has none, or others"
     path = Path(folder)/'adapter/adapter_model.safetensors'
     if not path.is_file(): raise LumiError(f"{path} is missing; {folder} is no checkpoint of a run that trains adapters")
-    own,tensors = _adapter(model),_read(path)
-    if not own: raise LumiError('this model has no adapters; call add_lora before load_adapter')
-    if odd := [n for n in tensors if n not in own]: raise LumiError(f"{path} has a weight {odd[0]!r} that this model has no place for ({len(odd)} such); set target_modules as it was trained")
-    if odd := [n for n in own if n not in tensors]: raise LumiError(f"{path} lacks the weight {odd[0]!r} ({len(odd)} such); set target_modules as it was trained")
-    if odd := [n for n in own if own[n].shape!=tensors[n].shape]:
-        raise LumiError(f"{odd[0]!r} has shape {tuple(tensors[odd[0]].shape)} in the adapter and {tuple(own[odd[0]].shape)} in this model; set r as it was trained, or take the base that it was trained on")
-    with torch.no_grad():
-        for n,p in own.items(): p.copy_(tensors[n])
+    if not (own := _adapter(model)): raise LumiError('this model has no adapters; call add_lora before load_adapter')
+    _fill(own, _read(path), path, 'set target_modules and r as it was trained, and take the base that it was trained on')
 
 # %% ../nbs/36_checkpoint.ipynb #2f77d66a
 def load_checkpoint(
