@@ -29,13 +29,14 @@ def _bytes(n):
         n /= 1024
     return f'{n:g} TiB'
 
+def _bar(n, most): return '█'*round(24*n/most) or ('▏' if n else '')
+
 def _length_table(counts):
     "A row a class, a column a source, and a bar for all together"
     lows = sorted({int(low) for c in counts.values() for low in c})
     lows = [0]*(0 in lows)+[1<<k for k in range(min((l.bit_length()-1 for l in lows if l), default=0), max((l.bit_length() for l in lows), default=0))]
     total = {low:sum(c.get(str(low), 0) for c in counts.values()) for low in lows}
-    bar = lambda n: '█'*round(24*n/max(total.values())) or ('▏' if n else '')
-    return markdown_table(['from', *counts, ''], [[_bytes(low), *(c.get(str(low), 0) for c in counts.values()), bar(total[low])] for low in lows])
+    return markdown_table(['from', *counts, ''], [[_bytes(low), *(c.get(str(low), 0) for c in counts.values()), _bar(total[low], max(total.values()))] for low in lows])
 
 # %% ../nbs/09_overview.ipynb #be7d601a
 TOKENS_PER_PARAMETER = 20
@@ -105,7 +106,7 @@ def _languages(sources):
     total = sum((Counter(s['languages']) for s in sources.values()), Counter())
     most = sorted(total, key=lambda l: (-total[l], l))[:10]
     if not most: return "None was asked."
-    return f"Guessed for {sum(total.values()):,} of the documents that passed the filters, drawn by lot.\n\n"+markdown_table(['language', *sources], [[l, *(s['languages'].get(l, 0) for s in sources.values())] for l in most])
+    return f"Guessed for {sum(total.values()):,} of the documents that passed the filters, drawn by lot.\n\n"+markdown_table(['language', *sources, ''], [[l, *(s['languages'].get(l, 0) for s in sources.values()), _bar(total[l], total[most[0]])] for l in most])
 
 # %% ../nbs/09_overview.ipynb #c40b18bf
 def _limits(config):
