@@ -6,48 +6,67 @@
 __all__ = ['Question', 'multiple_choice']
 
 # %% ../nbs/47_multiple_choice.ipynb #b7d456d2
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 from .config import LumiError
-from .scoring import window_loglikelihoods
+from .scoring import window_scores
 from .yardsticks import wilson_interval
 
 # %% ../nbs/47_multiple_choice.ipynb #6448d95e
 class Question(NamedTuple):
     "One question with its choices"
-    context:str # All that the model reads before it answers; ends without a space
-    choices:tuple # Continuations to compare, each with its leading space, such as ` no`
+    context:str|tuple # What the model reads before it answers; a tuple: one for each choice
+    choices:tuple # Continuations to compare, each with its leading space, such as ` no`; a single one competes with the whole vocabulary
     answer:int # Index of the right choice
 
-def _choice_windows(tokenizer, question, context_length, add_bos):
-    "The (tokens, n) window of each choice, and whether any had to be cut"
-    n_context,cut,windows = len(tokenizer.encode(question.context)),False,[]
-    for choice in question.choices:
-        ids = tokenizer.encode(question.context+choice)
-        n = len(ids)-n_context
-        if not 0<n<=context_length: raise LumiError(f"choice {choice!r} takes {n} tokens of a context of {context_length}; it must take at least one and fit")
-        if add_bos or not n_context: ids = [tokenizer.bos_id]+ids
-        cut = cut or len(ids)>context_length+1
-        windows.append((ids[-context_length-1:], n))
-    return windows,cut
+def _window(tokenizer, context, choice, context_length, add_bos):
+    "The (tokens, n) window of one choice, and whether it had to be cut"
+    ids = tokenizer.encode(context+choice)
+    n = len(ids)-(n_context:=len(tokenizer.encode(context.rstrip(' '))))
+    if not 0<n<=context_length: raise LumiError(f"choice {choice!r} takes {n} tokens of a context of {context_length}; it must take at least one and fit")
+    if add_bos or not n_context: ids = [tokenizer.bos_id]+ids
+    return (ids[-context_length-1:], n),len(ids)>context_length+1
+
+def _windows(tokenizer, question, context_length, add_bos):
+    "The window of each choice, and whether any was cut"
+    contexts = [question.context]*len(question.choices) if isinstance(question.context, str) else question.context
+    made = [_window(tokenizer, c, choice, context_length, add_bos) for c,choice in zip(contexts, question.choices, strict=True)]
+    return [w for w,_ in made],any(cut for _,cut in made)
 
 # %% ../nbs/47_multiple_choice.ipynb #782e37ba
+def _best(scores): return max(range(len(scores)), key=scores.__getitem__)
+
+def _share(right):
+    "Accuracy, its interval, and the standard error as lm-evaluation-harness takes it"
+    n,share = len(right),sum(right)/len(right)
+    return share,list(wilson_interval(sum(right), n)),math.sqrt(share*(1-share)/max(1, n-1))
+
+def _majority(questions):
+    "Share of the most frequent answer: its place, or its text where there is but one choice"
+    answers = [q.choices[0] if len(q.choices)==1 else q.answer for q in questions]
+    return max(map(answers.count, set(answers)))/len(answers)
+
+# %% ../nbs/47_multiple_choice.ipynb #93ad269d
 def multiple_choice(
     model:Callable, # Tokens [B, T] → logits [B, T, V]
-    tokenizer, # `encode` and `bos_id`
-    questions:list[Question], # All with the same number of choices
+    tokenizer, # `encode`, `bos_id` and `vocab_size`
+    questions:list[Question], # With any number of choices
     context_length:int, # Tokens that the model reads at once
     batch_tokens:int=4096, # Tokens of one forward pass, at most
     add_bos:bool=False, # Begin each prompt with BOS; lm-evaluation-harness does not, unless the tokenizer does
-)->dict: # accuracy, accuracy_interval, majority, chance, n_questions, n_cut, predictions, log_likelihoods [n][choices]
+)->dict: # accuracy and accuracy_by_length, each with _interval and _stderr, majority, chance, n_questions, n_cut, predictions (-1: something else), log_likelihoods [n][choices]
     "Answer questions by the log-likelihood of their choices, with the lines that any score must beat beside it"
     if not questions: raise LumiError("there is no question to answer; the evaluation set is empty")
-    per_question = [_choice_windows(tokenizer, q, context_length, add_bos) for q in questions]
-    scores = iter(window_loglikelihoods(model, [w for windows,_ in per_question for w in windows], batch_tokens))
-    log_likelihoods = [[next(scores) for _ in q.choices] for q in questions]
-    predictions = [max(range(len(s)), key=s.__getitem__) for s in log_likelihoods]
-    n,n_right = len(questions),sum(p==q.answer for p,q in zip(predictions, questions))
-    answers = [q.answer for q in questions]
-    return dict(accuracy=n_right/n, accuracy_interval=list(wilson_interval(n_right, n)), majority=max(map(answers.count, set(answers)))/n,
-        chance=sum(1/len(q.choices) for q in questions)/n, n_questions=n, n_cut=sum(cut for _,cut in per_question),
-        predictions=predictions, log_likelihoods=log_likelihoods)
+    made = [_windows(tokenizer, q, context_length, add_bos) for q in questions]
+    scores = iter(zip(*window_scores(model, [w for windows,_ in made for w in windows], batch_tokens)))
+    log_likelihoods,predictions,by_length,chance,single = [],[],[],0.,lambda q: len(q.choices)==1
+    for q,(windows,_) in zip(questions, made):
+        own,greedy = zip(*(next(scores) for _ in windows))
+        log_likelihoods.append(list(own)); predictions.append(_best(own) if not single(q) or greedy[0] else -1)
+        by_length.append(predictions[-1] if single(q) else _best([s/max(1, len(c.removeprefix(' '))) for s,c in zip(own, q.choices)]))
+        chance += tokenizer.vocab_size**-windows[0][1] if single(q) else 1/len(windows)
+    res = dict(majority=_majority(questions), chance=chance/len(questions), n_questions=len(questions), n_cut=sum(cut for _,cut in made))
+    for name,given in dict(accuracy=predictions, accuracy_by_length=by_length).items():
+        res |= zip((name, f'{name}_interval', f'{name}_stderr'), _share([p==q.answer for p,q in zip(given, questions)]))
+    return dict(res, predictions=predictions, log_likelihoods=log_likelihoods)
