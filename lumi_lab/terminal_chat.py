@@ -10,7 +10,8 @@ import contextlib,io,os,secrets,signal,sys,time
 from pathlib import Path
 from .chat import Chat,template_of
 from .config import LumiError,command,parse_config
-from .conversation import Conversation,Speaker,harmless
+from .conversation import Conversation,Speaker
+from .terminal_text import harmless,settle_streams
 from .loading import load_pair
 from .runtime import pick_device
 
@@ -113,11 +114,6 @@ def _refuse(terminal, error):
     terminal.note(str(error))
 
 # %% ../nbs/72_terminal_chat.ipynb #24044631
-def _settle():
-    "UTF-8 in, what is not UTF-8 marked; no error for what the terminal cannot show"
-    for stream,how in ((sys.stdin, dict(encoding='utf-8', errors='surrogateescape')), (sys.stdout, dict(errors='replace')), (sys.stderr, dict(errors='replace'))):
-        if hasattr(stream, 'reconfigure'): stream.reconfigure(**how)                                   # a notebook's has none
-
 def _edit_lines():
     "Let lines be edited and called back; many lines that are pasted are one entry"
     with contextlib.suppress(ImportError):
@@ -145,7 +141,7 @@ def main(
     model,tokenizer,manifest = load_pair(model_path, model_path, place)
     if (Path(model_path)/'template.json').is_file(): tokenizer.chat = Chat(template_of(model_path), tokenizer)
     conversation,speaker = Conversation(tokenizer, model.arch.sequence_length, sampling, system),Speaker(model, tokenizer)
-    _settle()
+    settle_streams()
     terminal,arch = Terminal(),model.arch
     if not tokenizer.chat: terminal.note(f"{arch.name} is a base model: it was not taught to answer, and goes on with what you write")
     try:
