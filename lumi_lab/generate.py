@@ -133,7 +133,7 @@ def main(
     output:str|None=None, # Write a row of JSON for each answer to this new file as well
     device:str='auto', # auto, cpu, cuda, cuda:1, mps
     dtype:str='auto', # auto (as it was saved), float32, bfloat16, float16
-    compiled:bool=False, # Compile the step: half a minute before the second token, then a little faster
+    compiled:bool=False, # Compile the step: half a minute before the second token; whether it is faster then depends on the machine
 ):
     "Let a checkpoint go on with texts"
     if min(samples, batch_size)<1: raise LumiError(f"--samples is {samples} and --batch_size {batch_size}; each is 1 or more")

@@ -163,7 +163,7 @@ def stream_rows(
     prompts:list[str]|list[list[int]], # texts (BOS is put in front) or ids (taken as they are)
     sampling:SamplingConfig=SamplingConfig(), # how to choose and when to stop
     seeds:list[int]|None=None, # one for each prompt, in place of the rules' own: the same prompt several times
-    compiled:bool=False, # compile the decode step: half a minute for the first token, then a little faster; for long texts
+    compiled:bool=False, # compile the decode step: half a minute for the first token; whether it is faster then depends on the machine
 )->Iterator[tuple]: # (row, text that may be shown now, the `Generation` when the row ends, else None), one for each token
     "Continue all prompts together, and tell what each token brings; raises `LumiError` for prompts that do not fit and for logits that are not finite"
     ids = prompt_ids(model, tokenizer, prompts)

@@ -56,9 +56,11 @@ def llama_program(gguf, threads):
     "llama.cpp's own measuring program: decodes without choosing tokens; its times are taken as it tells them"
     def job(batch, prompt, new):
         command = [os.environ['LLAMA_BATCHED_BENCH'], '-m', gguf, '-c', batch*(prompt+new), '-npp', prompt, '-ntg', new, '-npl', batch, '-t', threads, '-tb', threads, '-b', 2048, '-ub', 512, '--output-format', 'jsonl']
-        out = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
-        row = json.loads([l for l in out.splitlines() if l.startswith('{')][-1])
-        return dict(prefill=row['t_pp'], decode=row['t_tg'])
+        for _ in range(9):                                 # now and then it ends before its last line is out
+            out = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
+            rows = [json.loads(l) for l in out.splitlines() if l.startswith('{')]
+            if rows: return dict(prefill=rows[-1]['t_pp'], decode=rows[-1]['t_tg'])
+        raise RuntimeError('llama-batched-bench tells nothing')
     return job
 
 def llama_python(gguf, threads):
