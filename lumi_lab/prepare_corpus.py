@@ -118,6 +118,8 @@ def _make(config, output_dir, folder, cache, identity, sample, keep_rejected, an
     evaluation,tests = _evaluation_index(config, folder)
     inputs = [g.made_of for g in gathered.values()]+tests
     if not (analyze_only or force) and (done := _all_there(output_dir, identity, inputs, keep_rejected)): _log.info(f"{output_dir} is up to date"); return done
+    same = up_to_date(output_dir, 'corpus', identity, inputs)
+    if not (analyze_only or force or same) and Path(output_dir).exists() and any(Path(output_dir).iterdir()): raise LumiError(f"{output_dir} holds a corpus by this config, but sources or evaluation sets have changed since; use --force to make it anew, or choose another folder")
     made_of = dict(config=resolved(config), evaluation=[i.digest for i in tests])
     survey = Survey(config, gathered, folder/digest_of([made_of, keep_rejected])[:12], sample, keep_rejected and not analyze_only)
     survey_sources(survey, made_of, evaluation, functools.partial(run, force=force))
@@ -127,7 +129,7 @@ def _make(config, output_dir, folder, cache, identity, sample, keep_rejected, an
     _report(statistics, config, statistics['estimated_tokens'])
     shards = _write_shards(survey, kept, identity['shard_size'], run)
     still_the_same(gathered)
-    _publish(survey, kept, statistics, output_dir, identity, inputs, shards, bool(force or up_to_date(output_dir, 'corpus', identity, inputs)), facts)
+    _publish(survey, kept, statistics, output_dir, identity, inputs, shards, bool(force or same), facts)
     return load_manifest(output_dir)
 
 # %% ../nbs/10_prepare_corpus.ipynb #751e1b99
