@@ -50,10 +50,9 @@ def _refuse_early(output_dir, identity, force, keep_rejected):
     if filled(place) and not force and load_manifest(place).config!=identity: raise LumiError(f"{place} already holds another artifact; use --force to replace it, or choose another folder")
     if keep_rejected and filled(aside) and load_manifest(aside).kind!='rejected': raise LumiError(f"{aside} holds another artifact, but rejected documents go there; move it away, or choose another --output-dir")
 
-def _all_there(output_dir, identity, inputs, keep_rejected):
-    "The manifest of the corpus if it is there already, and what was rejected as well if that is wanted"
-    done = up_to_date(output_dir, 'corpus', identity, inputs)
-    return done if done and (not keep_rejected or up_to_date(_beside(output_dir, '_rejected'), 'rejected', identity, [artifact_input('corpus', output_dir)])) else None
+def _rejected_too(output_dir, identity):
+    "Whether what was rejected for this corpus stands beside it"
+    return up_to_date(_beside(output_dir, '_rejected'), 'rejected', identity, [artifact_input('corpus', output_dir)]) is not None
 
 def _report(statistics, config, tokens):
     "Log what came out; raises `LumiError` if nothing did"
@@ -117,8 +116,8 @@ def _make(config, output_dir, folder, cache, identity, sample, keep_rejected, an
     gathered = gather(config, cache, sample)
     evaluation,tests = _evaluation_index(config, folder)
     inputs = [g.made_of for g in gathered.values()]+tests
-    if not (analyze_only or force) and (done := _all_there(output_dir, identity, inputs, keep_rejected)): _log.info(f"{output_dir} is up to date"); return done
-    same = up_to_date(output_dir, 'corpus', identity, inputs)
+    same = None if analyze_only or force else up_to_date(output_dir, 'corpus', identity, inputs)
+    if same and (not keep_rejected or _rejected_too(output_dir, identity)): _log.info(f"{output_dir} is up to date"); return same
     if not (analyze_only or force or same) and Path(output_dir).exists() and any(Path(output_dir).iterdir()): raise LumiError(f"{output_dir} holds a corpus by this config, but sources or evaluation sets have changed since; use --force to make it anew, or choose another folder")
     made_of = dict(config=resolved(config), evaluation=[i.digest for i in tests])
     survey = Survey(config, gathered, folder/digest_of([made_of, keep_rejected])[:12], sample, keep_rejected and not analyze_only)

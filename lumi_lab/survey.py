@@ -170,8 +170,8 @@ def _take_in(survey, done):
     for reason,examples in n['examples'].items():
         for e in examples: survey.note(reason, e)
     for prints in piece_prints(done.folder, survey.config.dedup.near): survey.index.add(prints)
-    documents,runs = np.array(read_column(done.folder, 'run_documents')),np.array(read_column(done.folder, 'runs'))
-    for k in np.unique(documents).tolist(): survey.shared[first+k] = runs[documents==k]
+    documents,starts = np.unique(read_column(done.folder, 'run_documents'), return_index=True)                          # they are in order
+    survey.shared.update(zip((first+documents).tolist(), np.split(np.array(read_column(done.folder, 'runs')), starts[1:])))
     survey.keys.append(done.piece.key); survey.digests.append(done.digest); survey._firsts.append(first); survey._owners.append(survey.names.index(name))
     survey._sizes.append(np.array(read_column(done.folder, 'sizes'))); survey._lots.append(np.array(read_column(done.folder, 'lots')))
 
