@@ -34,15 +34,16 @@ def _exponentials(logits, y):
 @functools.cache
 def _compiled_exponentials(): return torch.compile(_exponentials, dynamic=False)
 
-def _slice_rows(weight):
-    "Positions per slice: large enough for good matrix products, small beside the rest of the memory"
-    return max(16, (2**24 if weight.device.type=='cpu' else 2**26)//weight.shape[0])
-
 def _matmul_dtype(hidden):
     "The dtype in which logits are multiplied out"
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     return torch.float32 if dtype==torch.float16 else dtype
+
+def _slice_rows(hidden, weight):
+    "Positions per slice: large enough for good matrix products, small beside the rest of the memory, or its fast part"
+    logits = 2**26 if weight.device.type!='cpu' else 2**23 if _matmul_dtype(hidden)==torch.bfloat16 else 2**24
+    return max(16, logits//weight.shape[0])
 
 def _slices(hidden, matrix, labels, rows, compiled):
     "Slice by slice of the positions: where it is, its states, labels [rows, 1], which of them are targets, and their `_exponentials`; autocast must be off"
@@ -95,7 +96,7 @@ def summed_cross_entropy(
     learnt:tuple[Tensor,Tensor]|None=None, # Of a frozen `weight`, the few rows that are trained all the same: a copy [n, D] that gets their gradient, and their numbers [n]
 )->tuple[Tensor,Tensor]: # The sum, z-loss included, with gradient; and each position's cross-entropy [N] in float32, without
     "Take the cross-entropy of `hidden @ weight.T` without ever holding all logits"
-    return _SlicedCrossEntropy.apply(hidden, weight, labels, z_loss, rows or _slice_rows(weight), compiled, *(learnt or (None, None)))
+    return _SlicedCrossEntropy.apply(hidden, weight, labels, z_loss, rows or _slice_rows(hidden, weight), compiled, *(learnt or (None, None)))
 
 # %% ../nbs/35_engine.ipynb #45535774
 class _SlicedLogProbs(torch.autograd.Function):
@@ -131,7 +132,7 @@ def token_log_probs(
     compiled:bool=False, # Compile the passes over the logits
 )->Tensor: # [N] float32, with gradient; 0 where there is no target
     "Take the log-probability of each label under `softmax(hidden @ weight.T)`, without ever holding all logits"
-    return _SlicedLogProbs.apply(hidden, weight, labels, rows or _slice_rows(weight), compiled)
+    return _SlicedLogProbs.apply(hidden, weight, labels, rows or _slice_rows(hidden, weight), compiled)
 
 # %% ../nbs/35_engine.ipynb #359c9533
 def beside_labels(
