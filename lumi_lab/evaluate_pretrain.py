@@ -17,13 +17,15 @@ from .loading import input_folders,load_pair,model_facts
 from .report import documents_section,held_out_section,questions_section,samples_section,suite_section
 from .runtime import pick_device,setup_logging
 from .suite import SUITE_TITLES,ChoiceTask,read_suite,score_suite
+from .ngrams import ngram_bits_per_byte
 from .yardsticks import unigram_bits_per_byte,xz_bits_per_byte
 
 # %% ../nbs/50_evaluate_pretrain.ipynb #366fa044
 class HeldOutTask(Config):
-    "Packed validation rows, with the lines of a unigram model and of xz"
+    "Packed validation rows, with the lines of a unigram model, a 5-gram model and xz"
     max_rows:int|None=Field(None, gt=0) # Score only the first so many rows; all if left out
     xz_train_bytes:int=Field(1<<25, ge=0) # Training text that xz may read before, at most; 0 leaves xz out
+    ngram_train_tokens:int=Field(1<<23, ge=0) # Training tokens that a 5-gram model may count, at most; 0 leaves it out; 100 bytes of memory each
 
 # %% ../nbs/50_evaluate_pretrain.ipynb #35774b18
 class EvaluationConfig(Config):
@@ -75,14 +77,17 @@ def score_held_out(
     task:HeldOutTask, # How much of them
     document_mask:bool=False, # Was the model trained with one?
     batch_tokens:int=4096, # Tokens of one forward pass, at most
-)->dict: # Of `held_out`, with data, digest, unigram_bits_per_byte, xz_bits_per_byte and xz_train_bytes
-    "Score the validation split, and the same text by a unigram model and by xz"
+)->dict: # Of `held_out`, with data, digest, unigram_bits_per_byte, ngram_bits_per_byte and ngram_train_tokens, xz_bits_per_byte and xz_train_bytes
+    "Score the validation split, and the same text by a unigram model, a 5-gram model and xz"
     from lumi_lab.packing import PackedDataset
     from lumi_lab.scoring import held_out
     val,train = (PackedDataset.open(folder, split, model.arch.sequence_length) for split in ('val', 'train'))
     scores = held_out(_row_model(model, tokenizer.eos_id, document_mask), val, tokenizer, task.max_rows, batch_tokens)
     targets = val.tokens.tokens[1:1+scores['n_tokens']]
     res = dict(data=val.name, digest=val.digest, **scores, unigram_bits_per_byte=unigram_bits_per_byte(train.tokens.tokens, targets, tokenizer.token_bytes))
+    if task.ngram_train_tokens:
+        counted = train.tokens.tokens[:task.ngram_train_tokens]
+        res.update(ngram_bits_per_byte=ngram_bits_per_byte(counted, targets, tokenizer.token_bytes), ngram_train_tokens=len(counted))
     if task.xz_train_bytes:
         text = _text(train.tokens.tokens, tokenizer, task.xz_train_bytes)
         res.update(xz_bits_per_byte=xz_bits_per_byte(text, _text(targets, tokenizer)), xz_train_bytes=len(text))

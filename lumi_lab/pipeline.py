@@ -124,7 +124,7 @@ def evaluation_lines(
     lines = []
     for row in results.get('held_out', []):
         lines += ['', 'held-out bits per byte (less is better)', f"  {results['model']['name']:10} {row['bits_per_byte']:.3f}   perplexity {row['perplexity']:,.1f} per token"]
-        lines += [f'  {name:10} {row[key]:.3f}' for name,key in (('xz -9e', 'xz_bits_per_byte'), ('unigram', 'unigram_bits_per_byte')) if key in row]
+        lines += [f'  {name:10} {row[key]:.3f}' for name,key in (('xz -9e', 'xz_bits_per_byte'), ('5-gram', 'ngram_bits_per_byte'), ('unigram', 'unigram_bits_per_byte')) if key in row]
     samples = Path(folder)/'generations.jsonl'
     if samples.is_file():
         for r in [json.loads(l) for l in samples.read_text(encoding='utf-8').splitlines()][:3]:

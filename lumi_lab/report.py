@@ -12,15 +12,16 @@ from .runtime import markdown_table
 def _span(scores, key, form='{:,.2f}'): return '{} – {}'.format(*(form.format(x) for x in scores[f'{key}_interval']))
 
 def held_out_section(
-    rows:list[dict], # One a data set: data, loss, perplexity, bits_per_byte, unigram_bits_per_byte, n_tokens; perhaps xz_bits_per_byte, xz_train_bytes
+    rows:list[dict], # One a data set: data, loss, perplexity, bits_per_byte, unigram_bits_per_byte, n_tokens; perhaps ngram_bits_per_byte, ngram_train_tokens, xz_bits_per_byte, xz_train_bytes
 )->str: # Markdown
     "Write the section on held-out text"
-    head = ['data', 'loss (nats)', 'perplexity', '**bits per byte**', 'unigram', 'xz -9e', 'tokens']
+    head = ['data', 'loss (nats)', 'perplexity', '**bits per byte**', 'unigram', '5-gram', 'xz -9e', 'tokens']
     number = lambda r,key: f'{r[key]:.4f}' if key in r else '–'
-    table = markdown_table(head, [(r['data'], number(r, 'loss'), f"{r['perplexity']:,.2f}", f"**{r['bits_per_byte']:.4f}**", number(r, 'unigram_bits_per_byte'), number(r, 'xz_bits_per_byte'), f"{r['n_tokens']:,}") for r in rows])
-    read = max(r.get('xz_train_bytes', 0) for r in rows)
+    table = markdown_table(head, [(r['data'], number(r, 'loss'), f"{r['perplexity']:,.2f}", f"**{r['bits_per_byte']:.4f}**", number(r, 'unigram_bits_per_byte'), number(r, 'ngram_bits_per_byte'), number(r, 'xz_bits_per_byte'), f"{r['n_tokens']:,}") for r in rows])
+    read,counted = (max(r.get(k, 0) for r in rows) for k in ('xz_train_bytes', 'ngram_train_tokens'))
     xz = f" *xz* has read {read:,} bytes of the training text before." if read else ''
-    return f"## Held-out text\n\n{table}\n\nBits per byte may be compared over tokenizers; lower is better. *unigram* only knows how often each piece occurs.{xz}"
+    five = f" *5-gram* has counted {counted:,} training tokens (Kneser-Ney)." if counted else ''
+    return f"## Held-out text\n\n{table}\n\nBits per byte may be compared over tokenizers; lower is better. *unigram* only knows how often each piece occurs.{five}{xz}"
 
 # %% ../nbs/49_report.ipynb #f29f6632
 def documents_section(
