@@ -16,7 +16,7 @@ setup(
     author=cfg['author'], author_email=cfg['author_email'], license='Apache-2.0', url=cfg['git_url'],
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=find_packages(include=['lumi_lab', 'lumi_lab.*']),
-    package_data={'lumi_lab': ['config/**/*.json', 'schemas/*.json', 'static/*.html']}, include_package_data=True, zip_safe=False,
+    package_data={'lumi_lab': ['config/**/*.json', 'schemas/*.json', 'reference_runs/**/*', 'static/*.html']}, include_package_data=True, zip_safe=False,
     python_requires='>='+cfg['min_python'], install_requires=words('requirements'),
     extras_require={'dev': words('dev_requirements'), 'flash': words('flash_requirements'), 'export': words('export_requirements'), 'serve': words('serve_requirements'), 'cluster': words('cluster_requirements'), 'trackers': words('trackers_requirements'), 'bench': words('bench_requirements')},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': ['lumi_lab = lumi_lab._modidx:d']},
