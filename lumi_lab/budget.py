@@ -134,7 +134,7 @@ def _block_bytes(a, t, half, cuda, compiled):
 
 def _loss_bytes(a, tokens, half, cuda, compiled):
     "Bytes at work in the loss: gradients of states and word matrix, and logits of a slice"
-    words,rows = 4*a.vocab_size*a.d_model,max(16, 2**(26 if cuda else 24)//a.vocab_size)
+    words,rows = 4*a.vocab_size*a.d_model,max(16, 2**(26 if cuda else 23 if half else 24)//a.vocab_size)
     logits = 8 if half or compiled else 4
     slices = min(tokens, rows)*(a.vocab_size*logits+12*a.d_model) + (words if half else 0)
     return max(words+4*tokens*a.d_model+slices, 2*words+8*tokens*a.d_model)
