@@ -45,8 +45,8 @@ def trial(flags, training, steps, place):
     shutil.rmtree(place/'trial')
     return statistics.median(speeds[len(speeds)//2:])
 
-def gather(done, out):
-    "Logs, results and reports of all stages, and the models in bfloat16, in one folder"
+def gather(done, out, models=True):
+    "Logs, results and reports of all stages in one folder, and the models in bfloat16 with their tokenizer if they are wanted"
     import torch
     from safetensors.torch import load_file, save_file
     for d in done:
@@ -57,8 +57,8 @@ def gather(done, out):
         for name in ('metrics.jsonl', 'run.json'):
             if (run/name).is_file(): shutil.copy(run/name, place/name)
         for p in folder.iterdir():
-            if p.suffix in ('.md', '.json', '.jsonl', '.model') and p.stat().st_size<4e6: shutil.copy(p, place/p.name)
-        if (folder/'model.safetensors').is_file():
+            if p.suffix in ('.md', '.json', '.jsonl') and p.stat().st_size<(4e6 if models else 5e4) or models and p.suffix=='.model': shutil.copy(p, place/p.name)
+        if models and (folder/'model.safetensors').is_file():
             save_file({k:v.to(torch.bfloat16) for k,v in load_file(folder/'model.safetensors').items()}, place/'model.safetensors', metadata={'format':'pt'})
 
 def main():
@@ -68,6 +68,7 @@ def main():
     p.add_argument('--hours', type=float, required=True, help='for the pretraining, the trial with it')
     p.add_argument('--out', required=True, type=Path, help='where logs, results and models in bfloat16 go')
     p.add_argument('--trial_steps', type=int, default=50)
+    p.add_argument('--no_models', action='store_true', help='keep logs, results and reports only, files of at most 50 kB')
     args = p.parse_args()
     begun,recipe = time.time(),load_config(PipelineConfig, args.recipe)
     at = next(i for i,s in enumerate(recipe.stages) if s.stage=='pretrain')
@@ -87,7 +88,7 @@ def main():
     stages = [s.model_copy(update=dict(flags={**s.flags, 'config':str(config)})) if i==at else s for i,s in enumerate(recipe.stages)]
     recipe = recipe.model_copy(update=dict(stages=stages))
     done = run_pipeline(recipe)
-    gather(done, args.out)
+    gather(done, args.out, not args.no_models)
     print(summary(done, recipe)); print(f'{(time.time()-begun)/60:.1f} minutes in all; kept in {args.out}')
 
 if __name__=='__main__': main()
