@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROOM', 'PEAK_FLOPS', 'ArchitectureConfig', 'count_parameters', 'flops_per_token', 'RunConfig', 'TrainingConfig',
-           'memory_estimate', 'fitting_micro_batch', 'card_table', 'out_of_memory_advice', 'peak_flops', 'budget']
+           'rows_per_slice', 'memory_estimate', 'fitting_micro_batch', 'card_table', 'out_of_memory_advice',
+           'peak_flops', 'budget']
 
 # %% ../nbs/31_budget.ipynb #f9799a6b
 import math
@@ -132,9 +133,17 @@ def _block_bytes(a, t, half, cuda, compiled):
     weights = 2*(count_parameters(a)['block']-2*D) if half else 4*D*(D+2*kv+2*F*cuda)
     return 4*wide + narrow*(products+documents*t.document_mask) + dropped, weights
 
+def rows_per_slice(
+    vocab_size:int, # V
+    cpu:bool, # On a CPU? There a slice should stay near its caches
+    half:bool, # Are logits multiplied out in 16 bits?
+)->int: # Positions
+    "Say of how many positions the loss makes the logits at once: enough for good matrix products, little beside the rest of the memory"
+    return max(16, 2**(26 if not cpu else 23 if half else 24)//vocab_size)
+
 def _loss_bytes(a, tokens, half, cuda, compiled):
     "Bytes at work in the loss: gradients of states and word matrix, and logits of a slice"
-    words,rows = 4*a.vocab_size*a.d_model,max(16, 2**(26 if cuda else 23 if half else 24)//a.vocab_size)
+    words,rows = 4*a.vocab_size*a.d_model,rows_per_slice(a.vocab_size, not cuda, half)
     logits = 8 if half or compiled else 4
     slices = min(tokens, rows)*(a.vocab_size*logits+12*a.d_model) + (words if half else 0)
     return max(words+4*tokens*a.d_model+slices, 2*words+8*tokens*a.d_model)

@@ -11,6 +11,7 @@ import contextlib,functools,torch
 from typing import Callable,NamedTuple
 from torch import Tensor,nn
 import torch.distributed as dist
+from .budget import rows_per_slice
 from .config import LumiError
 from .tokenizer import PAD
 
@@ -40,10 +41,7 @@ def _matmul_dtype(hidden):
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     return torch.float32 if dtype==torch.float16 else dtype
 
-def _slice_rows(hidden, weight):
-    "Positions per slice: large enough for good matrix products, small beside the rest of the memory, or its fast part"
-    logits = 2**26 if weight.device.type!='cpu' else 2**23 if _matmul_dtype(hidden)==torch.bfloat16 else 2**24
-    return max(16, logits//weight.shape[0])
+def _slice_rows(hidden, weight): return rows_per_slice(weight.shape[0], weight.device.type=='cpu', _matmul_dtype(hidden)==torch.bfloat16)
 
 def _slices(hidden, matrix, labels, rows, compiled):
     "Slice by slice of the positions: where it is, its states, labels [rows, 1], which of them are targets, and their `_exponentials`; autocast must be off"

@@ -2,16 +2,13 @@
 """Train a base and its neighbours, one change each, and write a row of results for every one.
 
 `python tools/ablations.py --config config/ablations.json --out ablations [NAME…]`, in the folder where the data stand. What is done is not done again."""
-import argparse, json, subprocess, sys
+import argparse, json
 from pathlib import Path
 from lumi_lab.artifact import load_manifest
 from lumi_lab.budget import ArchitectureConfig, count_parameters
+from lumi_lab.config import read_json
 from lumi_lab.runtime import read_metrics
-
-def command(stage, **flags):
-    "Run a stage in a process of its own"
-    words = [w for k,v in flags.items() if v is not None for w in (f'--{k}', *map(str, v if isinstance(v, list) else [v]))]
-    subprocess.run([sys.executable, '-m', f'lumi_lab.{stage}', *words], check=True)
+from real_run import run_stage
 
 def varied(base, row):
     "The base with what a row changes"
@@ -28,13 +25,9 @@ def train(setting, place):
     start = None
     for name,s,until in phases:
         (place/f'{name}.json').write_text(json.dumps({**training, 'name':f"{setting['name']}_{name}", 'max_steps':until, 'schedule_steps':steps}))
-        command('pretrain', config=place/f'{name}.json', data_dirs=s['data_dirs'], data_weights=s.get('data_weights'), tokenizer_dir=s['tokenizer_dir'], output_dir=place/name, resume_from_checkpoint=start)
-        start = place/name/arch['name']/f'step_{until}'
+        run_stage('pretrain', config=place/f'{name}.json', data_dirs=s['data_dirs'], data_weights=s.get('data_weights'), tokenizer_dir=s['tokenizer_dir'], output_dir=place/name, resume_from_checkpoint=start)
+        start = place/name/arch['name']/'final'
     return place/phases[-1][0]/arch['name']
-
-def lineage(folder):
-    "Digests of what a model was made of, by role"
-    return {i.role:i.digest for i in load_manifest(folder).inputs}
 
 def main():
     "Command line"
@@ -43,7 +36,7 @@ def main():
     p.add_argument('--out', required=True, type=Path)
     p.add_argument('names', nargs='*', help='rows; all if left out')
     args = p.parse_args()
-    plan = json.loads(args.config.read_text())
+    plan = read_json(args.config)
     for row in plan['rows']:
         place = args.out/row['name']
         if args.names and row['name'] not in args.names or (place/'row.json').is_file(): continue
@@ -51,12 +44,12 @@ def main():
         setting = varied(plan['base'], row)
         run = train(setting, place)
         held_out = setting['data_dirs'][0] if setting['tokenizer_dir']!=plan['base']['tokenizer_dir'] else plan['base']['data_dirs'][0]    # all are scored on the same documents
-        command('evaluate_pretrain', config=plan['config'], model_path=run/'final', tokenizer_dir=setting['tokenizer_dir'], data_dir=held_out, output_dir=place/'evaluation', force=None)
-        results,log = json.loads((place/'evaluation'/'results.json').read_text()),[r for r in read_metrics(run/'metrics.jsonl') if 'tokens_per_second' in r]
+        run_stage('evaluate_pretrain', config=plan['config'], model_path=run/'final', tokenizer_dir=setting['tokenizer_dir'], data_dir=held_out, output_dir=place/'evaluation')
+        results,log = read_json(place/'evaluation'/'results.json'),[r for r in read_metrics(run/'metrics.jsonl') if 'tokens_per_second' in r]
         speeds = sorted(r['tokens_per_second'] for r in log)
         manifest = load_manifest(run/'final')
         (place/'row.json').write_text(json.dumps(dict(name=row['name'], says=row['says'], n_parameters=results['model']['n_parameters'], tokens=log[-1]['tokens'], tokens_per_second=speeds[len(speeds)//2],
             bits_per_byte=results['held_out'][0]['bits_per_byte'], wikitext_bits_per_byte=results['wikitext']['bits_per_byte'], wikitext_word_perplexity=results['wikitext']['word_perplexity'],
-            model=manifest.digest, inputs=lineage(run/'final')), indent=1)+'\n')
+            model=manifest.digest, inputs=[(i.role, i.digest) for i in manifest.inputs]), indent=1)+'\n')
 
 if __name__=='__main__': main()

@@ -100,14 +100,19 @@ def budgets():
     return bad+[f'functions have {middle} lines in the middle (8 at most), {most} at nine tenths (20 at most)']*(middle>8 or most>20)
 
 def configs():
-    "Every shipped config is read by the class it is for, and every stated parameter count is true"
+    "Every config, shipped or of the real runs, is read by the class it is for, and every stated parameter count is true"
     from lumi_lab.config import LumiError,load_config
-    from schemas import kind_of,load
+    from schemas import KINDS,SPECIAL,file_name,kind_of,load
     bad = []
     for p in sorted((LIB/'config').rglob('*.json')):
         if (kind := kind_of(p)) is None: bad.append(f'{p}: no class reads it (add it to tools/schemas.py)'); continue
         try: load_config(load(kind), p)
         except LumiError as e: bad.append(str(e))
+    by_schema = {file_name(k):k for k in (*KINDS.values(), *SPECIAL.values())}
+    for p in sorted((LIB.parent/'nbs'/'runs'/'config').rglob('*.json')):
+        if not (named := json.loads(p.read_text()).get('$schema')): continue
+        try: load_config(load(by_schema[Path(named).name]), p)
+        except (KeyError, LumiError) as e: bad.append(f'{p}: {e}')
     return bad
 
 def schemas():

@@ -10,17 +10,10 @@ from lumi_lab.config import load_config, read_json, find_config
 from lumi_lab.pipeline import PipelineConfig, run_pipeline, summary
 from lumi_lab.runtime import read_metrics
 
-def pretrain(
-    flags, # Of the stage `pretrain`
-    config, # A training config, which takes the place of that in `flags`
-    hours, # The run may have; None for as long as it takes
-    output=None, # Takes the place of the flags' output_dir
-): # The run's folder
-    "Run `lumi_pretrain`, in a process of its own so that the card's memory is free afterwards"
-    words = {**flags, 'config':config, **({'output_dir':output} if output else {}), **({'max_hours':hours} if hours else {})}
-    line = [w for k,v in words.items() for w in (f'--{k}', *map(str, v if isinstance(v, list) else [v]))]
-    subprocess.run([sys.executable, '-m', 'lumi_lab.pretrain', *line], check=True)
-    return next(Path(words['output_dir']).glob('*/metrics.jsonl')).parent
+def run_stage(stage, **flags):
+    "Run a stage in a process of its own, so that its memory is free afterwards; flags that are None are left out"
+    words = [w for k,v in flags.items() if v is not None for w in (f'--{k}', *map(str, v if isinstance(v, list) else [v]))]
+    subprocess.run([sys.executable, '-m', f'lumi_lab.{stage}', *words], check=True)
 
 def sized(
     training, # A training config, as JSON
@@ -40,8 +33,9 @@ def trial(flags, training, steps, place):
     config = place/'trial.json'
     config.write_text(json.dumps({**training, 'max_steps':steps, 'schedule_steps':None, 'warmup_steps':1, 'logging_steps':max(1, steps//10), **dict.fromkeys(('eval_steps', 'save_steps', 'sample_steps'), 10*steps)}))
     shutil.rmtree(place/'trial', ignore_errors=True)
-    run = pretrain(flags, config, None, place/'trial')
-    speeds = [r['tokens_per_second'] for r in read_metrics(run/'metrics.jsonl') if 'tokens_per_second' in r]
+    run_stage('pretrain', **{**flags, 'config':config, 'output_dir':place/'trial'})
+    log = next((place/'trial').glob('*/metrics.jsonl'))
+    speeds = [r['tokens_per_second'] for r in read_metrics(log) if 'tokens_per_second' in r]
     shutil.rmtree(place/'trial')
     return statistics.median(speeds[len(speeds)//2:])
 
@@ -84,7 +78,8 @@ def main():
         training = sized(training, speed, length, 3600*args.hours-(time.time()-start))
         print(f"{speed:,.0f} tokens a second: {training['max_steps']:,} steps", flush=True)
         config.write_text(json.dumps(training, indent=2))
-    pretrain(stage.flags, config, args.hours)
+    run_stage('pretrain', **{**stage.flags, 'config':config, 'max_hours':args.hours})
+    if not (Path(stage.makes)/'manifest.json').is_file(): raise SystemExit(f'out of time before {stage.makes} was there; the same command goes on')
     stages = [s.model_copy(update=dict(flags={**s.flags, 'config':str(config)})) if i==at else s for i,s in enumerate(recipe.stages)]
     recipe = recipe.model_copy(update=dict(stages=stages))
     done = run_pipeline(recipe)

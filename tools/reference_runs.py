@@ -2,10 +2,12 @@
 """Make a reference of a run that a shipped config has made: its log, thinned, as `lumi_lab/reference_runs/NAME`, where `plot_run` finds it.
 
 `python tools/reference_runs.py quickstart_pretrain=checkpoints/pretrain/nano …`"""
-import json, os, sys
+import json, sys
 from pathlib import Path
+from lumi_lab.config import read_json
+from lumi_lab.runtime import read_metrics
+from lumi_lab.watch import REFERENCE_RUNS
 
-HERE = Path(__file__).resolve().parents[1]
 LIMIT = 48_000                                             # bytes of a log
 
 def thinned(
@@ -26,12 +28,10 @@ def thinned(
 def main(runs):
     "Write the references of some runs, NAME=FOLDER"
     for name,_,run in (r.partition('=') for r in runs):
-        run,place = Path(run),HERE/'lumi_lab'/'reference_runs'/name
-        described = json.loads((run/'run.json').read_text(encoding='utf-8'))
+        run,place = Path(run),REFERENCE_RUNS/name
         place.mkdir(parents=True, exist_ok=True)
-        records = [json.loads(line) for line in (run/'metrics.jsonl').read_text(encoding='utf-8').splitlines()]
-        (place/'metrics.jsonl').write_text(thinned(records), encoding='utf-8')
-        (place/'run.json').write_text(json.dumps(described, indent=1)+'\n', encoding='utf-8')
-        print(os.path.relpath(place), (place/'metrics.jsonl').stat().st_size, 'bytes')
+        (place/'metrics.jsonl').write_text(thinned(read_metrics(run/'metrics.jsonl')), encoding='utf-8')
+        (place/'run.json').write_text(json.dumps(read_json(run/'run.json'), indent=1)+'\n', encoding='utf-8')
+        print(name, (place/'metrics.jsonl').stat().st_size, 'bytes')
 
 if __name__=='__main__': main(sys.argv[1:])

@@ -1,6 +1,6 @@
 """A Dask scheduler and workers on this machine, each a process of its own, for tests: real ones, which can be killed.
 
-`with ToyCluster(2, folder) as cluster:` gives `cluster.address`, `cluster.scheduler` and `cluster.workers`; `cluster.add()` starts one more"""
+`with ToyCluster(2, folder) as cluster:`, or `ToyCluster(2, folder).start()` and `.stop()` over several cells, gives `cluster.address`, `cluster.scheduler` and `cluster.workers`; `cluster.add()` starts one more"""
 import json, os, subprocess, sys, time
 from pathlib import Path
 
@@ -15,7 +15,8 @@ class ToyCluster:
         self.workers.append(self._dask('worker', self.address, '--nthreads', 1, '--no-dashboard', '--no-nanny', '--local-directory', self.folder/f'dask{len(self.workers)}'))
         return self.workers[-1]
 
-    def __enter__(self):
+    def start(self):
+        "Start all, and give the cluster back"
         told = self.folder/'scheduler.json'
         self.scheduler = self._dask('scheduler', '--host', '127.0.0.1', '--port', 0, '--no-dashboard', '--scheduler-file', told)
         for _ in range(1200):
@@ -26,5 +27,9 @@ class ToyCluster:
         for _ in range(self.n): self.add()
         return self
 
-    def __exit__(self, *error):
+    def stop(self):
+        "Kill what still runs"
         for process in (*self.workers, self.scheduler): process.kill(); process.wait()
+
+    def __enter__(self): return self.start()
+    def __exit__(self, *error): self.stop()
